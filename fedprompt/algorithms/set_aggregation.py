@@ -1,0 +1,187 @@
+"""Generative set aggregation: many clients' prompt sets become one pool of summarizing prompts (PFPT's server step).
+
+Weng et al., "Probabilistic Federated Prompt-Tuning with Non-IID and Imbalanced Data", NeurIPS 2024, arXiv 2502.19752;
+the model, its objective and the matching weights W stand in :mod:`fedprompt.algorithms.generative_model`.
+
+The candidates φ start at all K = C·n local prompts, every client's assignment at n random distinct candidates. A sweep
+of the schedule ``sequential`` does for each client in turn
+
+    W_t from the current parameters -> one Adam step on client t's objective alone, at its current z_t
+    -> z_t = the one-to-one assignment that maximises Σ_jk z_tjk W_tjk, with the W_t from *before* the step
+
+and ``joint`` does the same once per sweep with all clients as one: one step on the sum, then all matchings, again from
+the weights before the step. Adam is torch's (β = 0.9, 0.999) and dense: one state for φ and both nets, so its momentum
+moves candidates that nobody matched. The pool is the candidates that someone uses after the last sweep, in index order.
+
+What the paper leaves open is settled so: objectives are sums (not means) over prompts and clients; under
+``prior="odds"`` a client's objective holds the terms of all K candidates, also those it does not use; matchings are
+computed by scipy in float64, and equal ones fall as its algorithm visits them, by index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from fedprompt.algorithms import generative_model as model
+from fedprompt.errors import InputError, did_you_mean
+
+Schedule = Literal["sequential", "joint"]
+
+
+@dataclass(frozen=True)
+class GenerativeSettings:
+    """How the generative model is fitted. Raises InputError if a value is not allowed."""
+
+    schedule: Schedule = "sequential"
+    prior: model.Prior = "odds"
+    sweeps: int = 50
+    lr: float = 1e-3
+    hidden: int = 128
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("schedule", get_args(Schedule)), ("prior", get_args(model.Prior))):
+            value = getattr(self, key)
+            if value not in allowed:
+                hint = did_you_mean(str(value), allowed)
+                raise InputError(f"{key}: {value!r} is not allowed, only {' or '.join(allowed)}{hint}")
+        for key, least in (("sweeps", 1), ("hidden", 1)):
+            if getattr(self, key) < least:
+                raise InputError(f"{key}: {getattr(self, key)} is not allowed, it must be at least {least}")
+        if not 0 < self.lr < float("inf"):
+            raise InputError(f"lr: {self.lr} is not allowed, it must be a positive number")
+
+
+@dataclass(frozen=True)
+class SetAggregation:
+    """The new pool, who is matched to what in it, and diagnostics."""
+
+    pool: Tensor  # [K', D] candidates that anyone uses, in candidate index order
+    assignment: (
+        Tensor  # int64 [C, n]: row of the pool that client t's prompt j is matched to, -1 if that one was dropped
+    )
+    metrics: dict[str, float]
+
+
+def aggregate_sets(
+    sets: Tensor, settings: GenerativeSettings, rng: np.random.Generator, max_size: int | None = None
+) -> SetAggregation:
+    """Fit the generative model to the clients' prompt sets [C, n, D] and return the candidates that are in use.
+
+    Computes on the device and in the precision of ``sets``; only the assignments are solved on the CPU. The result is a
+    function of ``sets``, ``settings`` and the state of ``rng`` (which draws first the nets, then the start of z).
+
+    ``max_size`` keeps the candidates with the most clients (ties: lower index); prompts of the others get -1.
+
+    Metrics: ``pool_size``; ``clients_per_candidate`` (mean over the pool); ``log_likelihood`` (mean over matched
+    pairs); ``margin`` (mean of matched weight minus the best other weight of the same prompt, which may be taken and
+    larger; 0 if there is one candidate only); ``drift`` (RMS of pool prompt minus the mean of the local prompts matched
+    to it) and ``drift_relative`` (divided by the RMS of all local prompts); ``sigma_min`` (over the pool); ``changed``
+    (share of assignments that the last sweep changed); ``objective`` (of all clients, with the final parameters).
+    Log-likelihood, margin and objective are taken before ``max_size`` drops candidates.
+
+    Raises InputError if ``max_size`` is below 1, ValueError if ``sets`` has no prompt or one that is not finite.
+    """
+    if max_size is not None and max_size < 1:
+        raise InputError(f"max_size: {max_size} is not allowed, it must be at least 1")
+    if sets.ndim != 3 or 0 in sets.shape or not torch.isfinite(sets).all():
+        raise ValueError(f"sets must be finite and of shape [C, n, D] with C, n, D > 0, got {list(sets.shape)}")
+    with torch.no_grad():
+        sets = sets.detach()
+        parameters, assignment, changed = _fit(sets, settings, rng)
+        candidates = _most_used(assignment, max_size)
+        place = torch.full((len(parameters["phi"]),), -1, device=sets.device)
+        place[candidates] = torch.arange(len(candidates), device=sets.device)
+        pool = parameters["phi"][candidates].clone()
+        metrics = _fit_metrics(parameters, sets, assignment, settings.prior)
+        metrics |= _pool_metrics(pool, sets, place[assignment])
+        metrics["sigma_min"] = model.forward(parameters).log_sigma[candidates].exp().min().item()
+        metrics["changed"] = changed
+    return SetAggregation(pool, place[assignment], metrics)
+
+
+def match(weights: np.ndarray) -> np.ndarray:
+    """Return the one-to-one assignment [n] of rows to columns with the largest sum of ``weights`` [n, K], n ≤ K."""
+    return linear_sum_assignment(weights, maximize=True)[1]
+
+
+def start(sets: Tensor, hidden: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Draw the start of a fit: the flat parameters (φ at all local prompts) and a random assignment [C, n]."""
+    clients, prompts, width = sets.shape
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    flat = model.initial_parameters(sets.reshape(-1, width), hidden, generator)
+    drawn = [rng.choice(clients * prompts, prompts, replace=False) for _ in range(clients)]
+    return flat, torch.from_numpy(np.stack(drawn)).to(sets.device)
+
+
+def _fit(
+    sets: Tensor, settings: GenerativeSettings, rng: np.random.Generator
+) -> tuple[dict[str, Tensor], Tensor, float]:
+    """Alternate steps and matchings; return the parameters, the assignment [C, n] and the share changed at last."""
+    clients, prompts, width = sets.shape
+    flat, assignment = start(sets, settings.hidden, rng)
+    shapes = model.parameter_shapes(clients * prompts, width, settings.hidden)
+    parameters = model.views(flat, shapes)
+    flat.grad = torch.zeros_like(flat)
+    gradient = model.views(flat.grad, shapes)
+    adam = torch.optim.Adam([flat], lr=settings.lr, maximize=True, fused=True)
+    size = 1 if settings.schedule == "sequential" else clients
+    previous = assignment
+    for _ in range(settings.sweeps):
+        previous = assignment.clone()
+        for first in range(0, clients, size):
+            group = slice(first, first + size)
+            nets = model.forward(parameters)
+            weights = model.matching_weights(sets[group], parameters["phi"], nets, assignment[group], settings.prior)
+            model.write_gradient(parameters, nets, sets[group], assignment[group], settings.prior, out=gradient)
+            adam.step()
+            matched = np.stack([match(of_client) for of_client in weights.cpu().numpy()])
+            assignment[group] = torch.from_numpy(matched).to(sets.device)
+    return parameters, assignment, (assignment != previous).double().mean().item()
+
+
+def _most_used(assignment: Tensor, max_size: int | None) -> Tensor:
+    """Return the indices of the candidates in use, ascending; the ``max_size`` with the most clients if more are."""
+    candidates, users = torch.unique(assignment, return_counts=True)
+    if max_size is None or len(candidates) <= max_size:
+        return candidates
+    kept = torch.sort(users, descending=True, stable=True).indices[:max_size]
+    return candidates[kept.sort().values]
+
+
+def _fit_metrics(
+    parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, prior: model.Prior
+) -> dict[str, float]:
+    """Return what the fitted model says about its matching."""
+    nets = model.forward(parameters)
+    likelihood = model.log_likelihood(sets.flatten(0, 1), parameters["phi"], nets.log_sigma)
+    weights = model.matching_weights(sets, parameters["phi"], nets, assignment, prior).flatten(0, 1)
+    chosen = assignment.reshape(-1, 1)
+    others = weights.scatter(1, chosen, -torch.inf).amax(1, keepdim=True)
+    margin = (weights.gather(1, chosen) - others).mean().item() if weights.shape[1] > 1 else 0.0
+    return {
+        "log_likelihood": likelihood.gather(1, chosen).mean().item(),
+        "margin": margin,
+        "objective": model.objective(parameters, sets, assignment, prior).item(),
+    }
+
+
+def _pool_metrics(pool: Tensor, sets: Tensor, assignment: Tensor) -> dict[str, float]:
+    """Return the pool's size, use and distance from the local prompts matched to it."""
+    one_hot = (assignment.reshape(-1, 1) == torch.arange(len(pool), device=pool.device)).double()  # [C·n, K']
+    users = one_hot.sum(0)
+    prompts = sets.flatten(0, 1).double()
+    means = one_hot.T @ prompts / users.unsqueeze(1)
+    drift = (pool - means).square().mean().sqrt().item()
+    norm = prompts.square().mean().sqrt().item()
+    return {
+        "pool_size": float(len(pool)),
+        "clients_per_candidate": users.mean().item(),
+        "drift": drift,
+        "drift_relative": drift / norm if norm > 0 else 0.0,
+    }

@@ -1,0 +1,248 @@
+"""The command line. Exit codes: 0 done; 1 the run failed or was stopped; 2 bad input, told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedprompt import __version__
+from fedprompt.config import Config, load
+from fedprompt.errors import InputError
+
+BENCHMARKS = {
+    "comparison": "PFPT and the reference points on the same data, partition and budget, with a learning-rate search",
+    "recovery": "how well the set aggregation finds planted correspondences, by scale, noise, schedule and prior",
+    "fused": "a fused group of clients against one client after the other: speed and largest difference",
+}
+
+
+class _Commands(click.Group):
+    """Click's own usage errors in the one-line form of all others."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            return super().main(*args, **kwargs)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+        except click.ClickException as error:
+            _fail(f"fedprompt: {error.format_message()}", 2)
+        except click.Abort:
+            _fail("fedprompt: interrupted", 1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fedprompt")
+def main() -> None:
+    """Simulate federated prompt tuning of a frozen Vision Transformer.
+
+    Settings are a YAML file, dotted overrides such as `partition.alpha=0.1 local.lr=5e-4`, or both.
+    """
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn what can go wrong into one line on standard error and the exit code that belongs to it."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except InputError as error:
+            _fail(f"fedprompt: {error}", 2)
+        except OSError as error:
+            _fail(f"fedprompt: {error.filename or 'input/output'}: {error.strerror or error}", 1)
+
+    return main.command()(guarded)
+
+
+def _fail(line: str, code: int) -> None:
+    click.echo(line, err=True)
+    sys.exit(code)
+
+
+def _split(arguments: tuple[str, ...]) -> tuple[str | None, list[str]]:
+    """Tell an optional configuration file from the overrides behind it."""
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1:
+        raise InputError(f"'{files[1]}': a second configuration file; allowed: one file, then key=value overrides")
+    return (files[0] if files else None), [argument for argument in arguments if "=" in argument]
+
+
+def _output_option(help: str) -> Callable:
+    return click.option("--output", type=click.Path(path_type=Path), help=help)
+
+
+_CONFIG = click.argument("config", nargs=-1, metavar="[CONFIG.yaml] [key=value ...]")
+
+
+@_command
+@_CONFIG
+@_output_option("Folder of the run; default: a new one below runs/.")
+@click.option("--resume", is_flag=True, help="Continue the run in --output from its newest checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --output.")
+@click.option("--local", is_flag=True, help="Run in this process, without Ray.")
+def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: bool, local: bool) -> None:
+    """Run one experiment: without arguments PFPT on the embedded data and the pretrained backbone."""
+    from fedprompt.runtime import run as running
+
+    path, overrides = _split(config)
+    if resume and output is None:
+        raise InputError("--resume: needs --output DIR, the folder of the run to continue")
+    if resume and overwrite:
+        raise InputError("--resume: does not go with --overwrite; allowed: one of them")
+    if resume:
+        settings = running.resumed_config(output, path, overrides)
+    else:
+        settings = load(path, overrides)
+        output = output or running.default_output(settings)
+        running.new_run(output, settings, overwrite)
+    with running.terminated_as_interrupt():
+        _follow(settings, output, local)
+
+
+def _follow(config: Config, output: Path, local: bool) -> None:
+    """Show a run's records as they come, and say how it ended."""
+    from fedprompt.runtime.federation import RunFailed
+    from fedprompt.tracking.progress import Progress
+
+    progress = Progress(config.federation.rounds)
+    resume = f"fedprompt run --resume --output {output}" + (" --local" if local else "")
+    try:
+        with contextlib.closing(_records(config, output, local)) as records:
+            for record in records:
+                _show(record, progress)
+    except KeyboardInterrupt:
+        progress.close()
+        _fail(f"fedprompt: stopped; continue with: {resume}", 1)
+    except RunFailed as error:
+        progress.close()
+        _fail(f"fedprompt: {error}", 1)
+    progress.close()
+    _summary(json.loads((output / "result.json").read_text()), output)
+
+
+def _records(config: Config, output: Path, local: bool):  # noqa: ANN202
+    if local:
+        from fedprompt.runtime.run import run_in_process
+
+        return run_in_process(config, output)
+    from fedprompt.runtime.on_ray import run_on_ray
+
+    return run_on_ray(config, output)
+
+
+def _show(record: dict[str, Any], progress: Any) -> None:
+    from fedprompt.runtime.federation import RunFailed
+
+    if "error" in record:
+        raise (InputError if record["code"] == 2 else RunFailed)(record["error"])
+    if "note" in record:
+        progress.note(f"fedprompt: {record['note']}")
+    elif "round" in record:
+        progress.update(record)
+        for warning in record.get("warnings", ()):
+            progress.note(f"fedprompt: round {record['round']}: {warning}")
+
+
+def _summary(result: dict[str, Any], output: Path) -> None:
+    best, final, last = result["best"], result["final"], result["last10"]
+    click.echo(f"{result['algorithm']} on {result['dataset']}, {result['rounds']} rounds, seed {result['seed']}")
+    click.echo(
+        f"test accuracy: {best['accuracy']:.1%} at round {best['round']} (best on validation), {final['accuracy']:.1%} "
+        f"at the end, {last['accuracy']:.1%} mean of the last {last['evaluations']} evaluations"
+    )
+    if result["pool_size"]:
+        click.echo(
+            f"pool: {result['pool_size']['first']} prompts at the start, {result['pool_size']['last']} at the end"
+        )
+    up, full = result["communication"]["up_bytes"], result["communication"]["full_model_bytes"]
+    both = up + result["communication"]["down_bytes"]
+    click.echo(
+        f"sent: {both / 1e6:.1f} MB both ways ({both / full:.2%} of the full model); {result['seconds']['total']:.0f} s"
+    )
+    click.echo(f"written: {output}/  (tensorboard --logdir {output})")
+
+
+@_command
+@_CONFIG
+@_output_option("Folder for partition.csv and partition.png; default: print only.")
+def partition(config: tuple[str, ...], output: Path | None) -> None:
+    """Show how the data falls among clients: the client × class table and measures of heterogeneity."""
+    import pandas as pd
+
+    from fedprompt.data import measures
+    from fedprompt.runtime.build import build_data
+
+    path, overrides = _split(config)
+    data = build_data(load(path, overrides))
+    counts = data.class_counts()
+    table = pd.DataFrame(counts, columns=list(data.class_names)).rename_axis("client")
+    click.echo(table.assign(total=counts.sum(1)).to_string())
+    for name, value in measures(counts).items():
+        click.echo(f"{name}: {value:.4g}")
+    if output is not None:
+        from fedprompt.tracking.plots import partition_figure, save
+
+        output.mkdir(parents=True, exist_ok=True)
+        table.to_csv(output / "partition.csv")
+        save(partition_figure(counts, data.class_names), output / "partition.png")
+        click.echo(f"written: {output / 'partition.csv'}, {output / 'partition.png'}")
+
+
+@_command
+def algorithms() -> None:
+    """List the methods."""
+    from fedprompt.algorithms import registry
+
+    for method in registry.available():
+        click.echo(f"{method.name:<14}{method.about}  [prompt.kind: {', '.join(method.kinds)}]")
+
+
+@_command
+def datasets() -> None:
+    """List the data sets, whether they are present here, and how to get them."""
+    from fedprompt.data import available
+
+    for info in available():
+        click.echo(f"{info.name:<22}{'present' if info.present else 'absent ':<9}{info.about}")
+        if not info.present:
+            click.echo(f"{'':<31}get it: {info.get}")
+
+
+@_command
+def backbones() -> None:
+    """List pretrained backbones, whether their weights are present here, and how to get them."""
+    from fedprompt.models.weights import available
+
+    for entry in available():
+        click.echo(f"{entry.name:<36}{entry.weights:<10}{'present' if entry.present else 'absent ':<9}{entry.about}")
+        if not entry.present:
+            click.echo(f"{'':<55}get it: {entry.how}")
+
+
+@_command
+@click.argument("name", metavar="NAME")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--quick", is_flag=True, help="A smaller version that shows that it works.")
+def bench(name: str, json_path: Path | None, quick: bool) -> None:
+    """Run a measured comparison by its name."""
+    from fedprompt.errors import did_you_mean
+
+    if name not in BENCHMARKS:
+        known = "; ".join(f"{key}: {about}" for key, about in BENCHMARKS.items())
+        raise InputError(f"bench: unknown benchmark '{name}'{did_you_mean(name, BENCHMARKS)}; allowed: {known}")
+    import_module(f"fedprompt.benchmarks.{name}").main(json_path, quick=quick)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

@@ -1,0 +1,227 @@
+"""The hot loop: a group of clients trains together, because they share the frozen backbone.
+
+Their batches are one batch for the backbone; prompts, heads and optimizer states are stacked [C, ...]. The gradient of
+the summed losses is, row by row, each client's own gradient. Clients stand in order of their number of steps, longest
+first, and leave from the end. One client is a group of one: there is no second code path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedprompt.client.examples import Examples
+from fedprompt.client.rules import LocalRule, Slots
+from fedprompt.models.batch import Batch, groups_of
+from fedprompt.models.heads import dropout_factors
+from fedprompt.models.model import PromptedModel
+from fedprompt.models.params import Params, row, stack
+from fedprompt.seeding import Stream, generator
+
+
+@dataclass(frozen=True)
+class Task:
+    """One client's work in one round: what it was sent, and how long it trains."""
+
+    client: int
+    params: Params
+    epochs: float = 1.0  # 2.5: two passes over the data and half of a third
+    extras: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What comes back from one client."""
+
+    client: int
+    samples: int  # n_t
+    steps: int
+    params: Params
+    selected: Tensor | None  # bool [P]: prompts of the pool that served at least one batch
+    loss: float  # mean over the steps, each before its update
+    extras: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How clients train, the same for all: the rule, the batch size, which tensors move, and the seed of a round."""
+
+    rule: LocalRule
+    batch_size: int
+    trains: Callable[[str], bool]
+    seed: int
+    round: int
+    domain_classes: np.ndarray | None = None  # bool [domains, K]
+
+
+def steps_of(samples: int, epochs: float, batch_size: int) -> int:
+    """Number of local steps: whole epochs of ceil(n / B) batches, and the rounded share of one more."""
+    per_epoch = math.ceil(samples / batch_size)
+    return max(1, round(epochs * per_epoch))
+
+
+def plan_batches(samples: int, epochs: float, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Indices of every step's batch: a fresh permutation per epoch, the last batch of an epoch as small as it falls."""
+    steps, batches = steps_of(samples, epochs, batch_size), []
+    while len(batches) < steps:
+        order = rng.permutation(samples)
+        batches += [order[start : start + batch_size] for start in range(0, samples, batch_size)]
+    return batches[:steps]
+
+
+def train_group(
+    model: PromptedModel, tasks: Sequence[Task], data: Sequence[Examples], training: Training
+) -> list[Update]:
+    """Train a group of clients together and return their updates in the order of ``tasks``."""
+    lengths = [steps_of(len(d), t.epochs, training.batch_size) for t, d in zip(tasks, data, strict=True)]
+    order = sorted(range(len(tasks)), key=lambda i: (-lengths[i], i))
+    updates = _train_sorted(model, [tasks[i] for i in order], [data[i] for i in order], training)
+    return [update for _, update in sorted(zip(order, updates, strict=True), key=lambda pair: pair[0])]
+
+
+def _train_sorted(
+    model: PromptedModel, tasks: Sequence[Task], data: Sequence[Examples], training: Training
+) -> list[Update]:
+    device = model.backbone.device
+    feed = _Feed(model, tasks, data, training)
+    everything = stack([task.params for task in tasks], device)
+    params = {name: value for name, value in everything.items() if training.trains(name)}
+    fixed = {name: value for name, value in everything.items() if not training.trains(name)}
+    slots = training.rule.start(params, stack([task.extras for task in tasks], device))
+    done: list[Params] = []  # of the clients that have left, the last client first
+    losses = torch.zeros(len(tasks), device=device)
+    selected: Tensor | None = None
+    for step in range(feed.steps):
+        active = feed.active(step)
+        if active < len(tasks) - len(done):
+            done += [row(params, i) for i in reversed(range(active, len(tasks) - len(done)))]
+            params, slots, fixed = _first(params, active), _first_slots(slots, active), _first(fixed, active)
+        oracle = GradientOracle(model, feed.batch(step), fixed)
+        params, slots, now = training.rule.step(params, slots, oracle, step + 1)
+        losses[:active] += now
+        if oracle.selected is not None:
+            selected = torch.zeros(len(tasks), oracle.selected.shape[1]) if selected is None else selected
+            selected[:active] += oracle.selected.cpu()
+    done += [row(params, i) for i in reversed(range(feed.active(feed.steps - 1)))]
+    return [
+        Update(
+            client=task.client,
+            samples=len(data[i]),
+            steps=feed.lengths[i],
+            params={**task.params, **done[len(tasks) - 1 - i]},
+            selected=None if selected is None else selected[i] > 0,
+            loss=float(losses[i]) / feed.lengths[i],
+        )
+        for i, task in enumerate(tasks)
+    ]
+
+
+class GradientOracle:
+    """Losses and gradients of the current batches, for any rule (``client/rules.py``)."""
+
+    def __init__(self, model: PromptedModel, batch: Batch, fixed: Params) -> None:
+        self._model, self._batch, self._fixed = model, batch, fixed
+        self.selected: Tensor | None = None  # bool [C, P], of the last question
+
+    def loss(self, params: Params) -> Tensor:
+        """Each client's loss [C], without a gradient."""
+        with torch.no_grad():
+            losses, output = self._model.losses({**self._fixed, **params}, self._batch)
+        self.selected = output.selected
+        return losses
+
+    def grad(self, params: Params) -> tuple[Tensor, Params]:
+        """Each client's loss [C] and its gradient with respect to ``params``."""
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        losses, output = self._model.losses({**self._fixed, **leaves}, self._batch)
+        self.selected = output.selected
+        grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
+        return losses.detach(), dict(zip(leaves, grads, strict=True))
+
+
+class _Feed:
+    """The group's batches, step by step, from one set of arrays on the model's device."""
+
+    def __init__(
+        self, model: PromptedModel, tasks: Sequence[Task], data: Sequence[Examples], training: Training
+    ) -> None:
+        self._model, self._device = model, model.backbone.device
+        self._plans = [
+            plan_batches(len(d), t.epochs, training.batch_size, self._rng(training, Stream.BATCHES, t.client))
+            for t, d in zip(tasks, data, strict=True)
+        ]
+        self.lengths = [len(plan) for plan in self._plans]
+        self.steps = self.lengths[0]
+        self._offsets = np.cumsum([0, *(len(d) for d in data)])
+        seeds = [self._rng(training, Stream.DROPOUT, t.client).integers(2**32) for t in tasks]
+        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=self._device)
+        self._data = Arrays(Examples.concatenate(data), training.domain_classes, self._device)
+
+    @staticmethod
+    def _rng(training: Training, stream: Stream, client: int) -> np.random.Generator:
+        return generator(training.seed, stream, training.round, client)
+
+    def active(self, step: int) -> int:
+        """How many clients still train at ``step``: they stand first."""
+        return sum(length > step for length in self.lengths)
+
+    def batch(self, step: int) -> Batch:
+        """The batches of all active clients at ``step``, as one."""
+        active = self.active(step)
+        parts = [self._plans[i][step] + self._offsets[i] for i in range(active)]
+        counts = tuple(len(part) for part in parts)
+        head, keep = self._model.head, None
+        if head.kind == "mlp" and head.dropout:
+            keep = dropout_factors(self._seeds[:active], step, max(counts), head.hidden, head.dropout)
+        return self._data.batch(np.concatenate(parts), counts, keep)
+
+
+def writable(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy of one that is read-only (a view of shared memory), as torch demands."""
+    return array if array.flags.writeable else array.copy()
+
+
+class Arrays:
+    """Examples on the model's device, from which batches are gathered."""
+
+    def __init__(self, examples: Examples, domain_classes: np.ndarray | None, device: torch.device) -> None:
+        def move(array: np.ndarray | None) -> Tensor | None:
+            return None if array is None else torch.from_numpy(writable(array)).to(device)
+
+        self._labels, self._images = move(examples.labels), move(examples.images)
+        self._tokens, self._query = move(examples.tokens), move(examples.query)
+        self._mask = None if domain_classes is None else move(domain_classes[examples.domains])
+        self._device = device
+
+    def batch(self, indices: np.ndarray, counts: tuple[int, ...], keep: Tensor | None) -> Batch:
+        """Gather samples ``indices`` [M], which fall into groups of ``counts``."""
+        at = torch.from_numpy(indices).to(self._device)
+        group, slot = groups_of(counts, self._device)
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.index_select(0, at)
+
+        return Batch(
+            counts=counts,
+            group=group,
+            slot=slot,
+            labels=pick(self._labels),
+            mask=pick(self._mask),
+            images=pick(self._images),
+            tokens=pick(self._tokens),
+            query=pick(self._query),
+            keep=keep,
+        )
+
+
+def _first(params: Params, count: int) -> Params:
+    return {name: value[:count] for name, value in params.items()}
+
+
+def _first_slots(slots: Slots, count: int) -> Slots:
+    return {name: _first(values, count) for name, values in slots.items()}

@@ -1,0 +1,101 @@
+"""Scoring a state: predictions on examples, and the numbers that are reported of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fedprompt.client.cohort import Arrays
+from fedprompt.client.examples import Examples
+from fedprompt.models.model import PromptedModel
+from fedprompt.models.params import Params
+
+BATCHES_AT_ONCE = 16  # test batches that run through the backbone together; each still votes for its prompts alone
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about n samples, in their order."""
+
+    labels: np.ndarray  # int64 [n]
+    predicted: np.ndarray  # int64 [n]
+    losses: np.ndarray  # float32 [n], cross-entropy
+
+    @staticmethod
+    def concatenate(parts: Sequence[Predictions]) -> Predictions:
+        """Put the predictions of several shards one after the other."""
+        return Predictions(
+            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "predicted", "losses"))
+        )
+
+    def take(self, indices: np.ndarray) -> Predictions:
+        """Return the predictions at ``indices``."""
+        return Predictions(self.labels[indices], self.predicted[indices], self.losses[indices])
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which samples were predicted right, bool [n]."""
+        return self.labels == self.predicted
+
+    @property
+    def accuracy(self) -> float:
+        """Share of samples that were predicted right; 0 of no samples."""
+        return float(self.correct.mean()) if len(self.labels) else 0.0
+
+
+@torch.no_grad()
+def predict(
+    model: PromptedModel,
+    params: Params,
+    examples: Examples,
+    batch_size: int,
+    domain_classes: np.ndarray | None = None,
+) -> Predictions:
+    """Predict examples with one set of params, in consecutive batches of ``batch_size``.
+
+    With prompt selection by batch a prediction depends on its batch-mates, so the batches are part of the result.
+    """
+    params = {name: value.to(model.backbone.device) for name, value in params.items()}
+    data = Arrays(examples, domain_classes, model.backbone.device)
+    predicted, losses = [], []
+    span = batch_size * BATCHES_AT_ONCE
+    for start in range(0, len(examples), span):
+        indices = np.arange(start, min(start + span, len(examples)))
+        counts = tuple(len(part) for part in np.split(indices, range(batch_size, len(indices), batch_size)))
+        stacked = {name: value.expand(len(counts), *value.shape) for name, value in params.items()}
+        batch = data.batch(indices, counts, keep=None)
+        logits = model.forward(stacked, batch).logits
+        predicted.append(logits.argmax(1).cpu().numpy())
+        losses.append(F.cross_entropy(logits, batch.labels, reduction="none").cpu().numpy())
+    return Predictions(examples.labels, np.concatenate(predicted), np.concatenate(losses))
+
+
+def scores(predictions: Predictions, classes: int) -> dict[str, float | list[float | None]]:
+    """Accuracy, balanced accuracy, macro F1, mean loss and per-class accuracy (None where a class has no sample)."""
+    confusion = np.zeros((classes, classes), dtype=np.int64)  # [true, predicted]
+    np.add.at(confusion, (predictions.labels, predictions.predicted), 1)
+    hits, true, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    present = true > 0
+    f1 = 2 * hits / np.maximum(true + said, 1)
+    recall = hits / np.maximum(true, 1)
+    return {
+        "accuracy": float(hits.sum() / true.sum()),
+        "balanced_accuracy": float(recall[present].mean()),
+        "macro_f1": float(f1[true + said > 0].mean()),
+        "loss": float(predictions.losses.mean()),
+        "per_class": [float(r) if p else None for r, p in zip(recall, present, strict=True)],
+    }
+
+
+def client_scores(accuracies: Sequence[float], sizes: Sequence[int]) -> dict[str, float | None]:
+    """Mean accuracy over clients, and over the worst tenth of them where each has 20 or more test samples.
+
+    Clients without any test sample (their classes are not in the test set) do not count in the mean.
+    """
+    ordered = np.sort([accuracy for accuracy, size in zip(accuracies, sizes, strict=True) if size])
+    worst = float(ordered[: max(1, len(ordered) // 10)].mean()) if min(sizes) >= 20 else None
+    return {"mean_accuracy": float(ordered.mean()) if len(ordered) else None, "worst_decile_accuracy": worst}

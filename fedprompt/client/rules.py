@@ -1,0 +1,101 @@
+"""Local update rules: what one step does with the gradient (or the loss alone) of the clients' current batches.
+
+A rule sees stacked params {name: [C, ...]} of the clients that still have steps to go. What it must remember from step
+to step are ``Slots``, stacked in the same way, so that clients which are done can leave from the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedprompt.models.params import HEAD, Params
+
+Slots = dict[str, Params]
+
+
+class Oracle(Protocol):
+    """Answers a rule's questions about the clients' current batches."""
+
+    def loss(self, params: Params) -> Tensor:
+        """Each client's loss [C]."""
+
+    def grad(self, params: Params) -> tuple[Tensor, Params]:
+        """Each client's loss [C] and its gradient {name: [C, ...]}."""
+
+
+class LocalRule(Protocol):
+    """One way to step."""
+
+    def start(self, params: Params, extras: Params) -> Slots:
+        """Slots before the first step; ``extras`` is what the algorithm sent along for the rule, stacked."""
+
+    def step(self, params: Params, slots: Slots, oracle: Oracle, number: int) -> tuple[Params, Slots, Tensor]:
+        """Make step ``number`` (from 1): the stepped params, the slots and the losses [C] before the step."""
+
+
+@dataclass(frozen=True)
+class LocalOptions:
+    """Settings of the local optimizer (configuration section ``local``)."""
+
+    optimizer: str = "adam"
+    lr: float = 5e-4
+    prompt_lr: float | None = None
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    momentum: float = 0.0
+
+    def rate(self, name: str) -> float:
+        """Learning rate of the tensor called ``name``: the head's, or the prompts'."""
+        return self.lr if self.prompt_lr is None or name.startswith(HEAD) else self.prompt_lr
+
+
+def make_rule(options: LocalOptions) -> LocalRule:
+    """Return the rule that ``local.optimizer`` names."""
+    return {"adam": Adam, "sgd": SGD}[options.optimizer](options)
+
+
+class SGD:
+    """Stochastic gradient descent, with heavy-ball momentum where it is set: v ← m v + g, w ← w − lr v."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self.options = options
+
+    def start(self, params: Params, extras: Params) -> Slots:
+        if not self.options.momentum:
+            return {}
+        return {"velocity": {name: torch.zeros_like(value) for name, value in params.items()}}
+
+    def step(self, params: Params, slots: Slots, oracle: Oracle, number: int) -> tuple[Params, Slots, Tensor]:
+        losses, moves = oracle.grad(params)
+        if self.options.momentum:
+            for name, velocity in slots["velocity"].items():
+                moves[name] = velocity.mul_(self.options.momentum).add_(moves[name])
+        stepped = {name: value - self.options.rate(name) * moves[name] for name, value in params.items()}
+        return stepped, slots, losses
+
+
+class Adam:
+    """Adam with bias correction (Kingma & Ba 2015, algorithm 1), every client with moments of its own."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self.options = options
+
+    def start(self, params: Params, extras: Params) -> Slots:
+        return {
+            moment: {name: torch.zeros_like(value) for name, value in params.items()} for moment in ("first", "second")
+        }
+
+    def step(self, params: Params, slots: Slots, oracle: Oracle, number: int) -> tuple[Params, Slots, Tensor]:
+        losses, grads = oracle.grad(params)
+        beta1, beta2 = self.options.betas
+        stepped = {}
+        for name, value in params.items():
+            first = slots["first"][name].lerp_(grads[name], 1 - beta1)
+            second = slots["second"][name].mul_(beta2).addcmul_(grads[name], grads[name], value=1 - beta2)
+            spread = (second / (1 - beta2**number)).sqrt_().add_(self.options.eps)
+            stepped[name] = torch.addcdiv(value, first, spread, value=-self.options.rate(name) / (1 - beta1**number))
+        return stepped, slots, losses

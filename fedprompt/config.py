@@ -1,0 +1,264 @@
+"""The experiment as one typed, validated object: a YAML file, then dotted overrides, then what is left at its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+
+from fedprompt.errors import InputError, did_you_mean
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown keys, no changes once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class DataSection(Section):
+    """Which images, and how many of them are held out for every choice that is made by looking at results."""
+
+    name: str = "fashion-mnist-small"
+    root: str | None = None
+    limit: PositiveInt | None = None
+    validation: float = Field(0.1, gt=0, lt=1)
+
+
+class PartitionSection(Section):
+    """How training images are divided among clients (``fedprompt/data/partition.py``)."""
+
+    kind: Literal["iid", "dirichlet", "dominant", "shards", "quantity", "domain"] = "dirichlet"
+    alpha: PositiveFloat = 0.1
+    min_size: PositiveInt = 16
+    repair: Literal["move", "refuse"] = "move"
+    dominant_share: float = Field(0.99, gt=0, le=1)
+    shards_per_client: PositiveInt = 2
+    imbalance_factor: float = Field(1.0, ge=1)
+
+
+class BackboneSection(Section):
+    """The frozen Vision Transformer and where its weights come from: ``offline``, ``hub``, ``random`` or a file."""
+
+    name: str = "vit_small_patch14_dinov2"
+    weights: str = "offline"
+    image_size: PositiveInt = 42
+    crop: float = Field(1.0, gt=0, le=1)  # resize to image_size / crop, then cut the centre: 0.875 is 256 -> 224
+
+
+class PromptSection(Section):
+    """What is trained beside the head. ``kind`` left out: the algorithm's own kind."""
+
+    kind: Literal["prompt", "deep", "pool", "none"] | None = None
+    length: PositiveInt = 10
+    layer: int = Field(10, ge=0)
+    pool_size: PositiveInt = 20
+    top_k: PositiveInt = 10
+    selection: Literal["batch", "instance"] = "batch"
+    similarity: float = 0.01  # lambda, signed: > 0 as in PFPT's published code, < 0 as in learning-to-prompt
+
+
+class HeadSection(Section):
+    """The classifier on top: ``mlp`` = Linear, Dropout, Linear; ``linear`` = one layer."""
+
+    kind: Literal["mlp", "linear"] = "mlp"
+    hidden: PositiveInt = 512
+    dropout: float = Field(0.5, ge=0, lt=1)
+    input: Literal["features", "logits"] = "features"
+    personal: bool = False
+
+
+class LocalSection(Section):
+    """What a client does when it takes part: ``prompt_lr`` is for all but the head and defaults to ``lr``."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: PositiveFloat = 5e-4
+    prompt_lr: PositiveFloat | None = None
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 16
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    momentum: float = Field(0.0, ge=0, lt=1)
+
+
+class AlgorithmSection(BaseModel):
+    """The method's name; every other key under ``algorithm`` is the method's own (checked by its ``Settings``)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "pfpt"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return dict(self.model_extra or {})
+
+
+class FederationSection(Section):
+    """Who takes part, and for how long."""
+
+    clients: PositiveInt = 20
+    cohort: PositiveInt = 5
+    rounds: PositiveInt = 30
+    eval_every: PositiveInt = 1
+
+
+class RuntimeSection(Section):
+    """Where it happens. ``workers`` left out: as many as the machine's GPUs or cores carry."""
+
+    workers: PositiveInt | None = None
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: float | None = Field(None, ge=0)
+    group_size: PositiveInt = 8
+    address: str | None = None
+    storage: str | None = None
+    cache_mb: float = Field(2048, ge=0)
+    checkpoint_every: PositiveInt = 1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class TrackingSection(Section):
+    """What is written beside metrics.jsonl and result.json."""
+
+    tensorboard: bool = True
+
+
+class Config(Section):
+    """One experiment, complete."""
+
+    seed: int = Field(0, ge=0)
+    data: DataSection = DataSection()
+    partition: PartitionSection = PartitionSection()
+    backbone: BackboneSection = BackboneSection()
+    prompt: PromptSection = PromptSection()
+    head: HeadSection = HeadSection()
+    local: LocalSection = LocalSection()
+    algorithm: AlgorithmSection = AlgorithmSection()
+    federation: FederationSection = FederationSection()
+    runtime: RuntimeSection = RuntimeSection()
+    tracking: TrackingSection = TrackingSection()
+
+    def to_yaml(self) -> str:
+        """The complete configuration, as a file that ``load`` reads back to an equal object."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read a configuration file (all defaults without one), apply ``key.path=value`` overrides and check the whole.
+
+    Raises InputError with one line that names the key, the value and what is allowed.
+    """
+    tree = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    return from_dict(tree)
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """Check a nested dict of settings and complete it with the defaults, the algorithm's own included."""
+    from fedprompt.algorithms import registry  # the registry is no part of reading YAML; `algorithms` never imports us
+
+    try:
+        config = Config.model_validate(tree)
+        algorithm = registry.get(config.algorithm.name)
+        settings = algorithm.Settings.model_validate(config.algorithm.settings)
+    except ValidationError as error:
+        raise InputError(_explain(error, tree)) from None
+    kind = config.prompt.kind or algorithm.kinds[0]
+    complete = {
+        "algorithm": AlgorithmSection(name=config.algorithm.name, **settings.model_dump()),
+        "prompt": config.prompt.model_copy(update={"kind": kind}),
+    }
+    config = config.model_copy(update=complete)
+    _check_combinations(config, algorithm.kinds)
+    return config
+
+
+def _check_combinations(config: Config, kinds: tuple[str, ...]) -> None:
+    federation, prompt, runtime = config.federation, config.prompt, config.runtime
+    if federation.cohort > federation.clients:
+        raise InputError(
+            f"federation.cohort: {federation.cohort} is larger than federation.clients = {federation.clients}; "
+            f"allowed: 1 to {federation.clients}"
+        )
+    if prompt.kind not in kinds:
+        raise InputError(
+            f"prompt.kind: '{prompt.kind}' does not go with algorithm.name = '{config.algorithm.name}'; "
+            f"allowed: {', '.join(kinds)}"
+        )
+    if prompt.kind == "pool" and prompt.top_k > prompt.pool_size:
+        raise InputError(
+            f"prompt.top_k: {prompt.top_k} is larger than prompt.pool_size = {prompt.pool_size}; "
+            f"allowed: 1 to {prompt.pool_size}"
+        )
+    if any(not 0 <= beta < 1 for beta in config.local.betas):
+        raise InputError(f"local.betas: {list(config.local.betas)}; allowed: two numbers from 0 to below 1")
+    if runtime.gpus_per_worker and runtime.gpus_per_worker > 1 and runtime.gpus_per_worker % 1:
+        raise InputError(
+            f"runtime.gpus_per_worker: {runtime.gpus_per_worker}; allowed: a fraction up to 1, or a whole number"
+        )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: cannot read the configuration file ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(
+            f"{path}: found a {type(tree).__name__}; allowed: sections such as 'federation:' with keys below"
+        )
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(f"'{override}': not an override; allowed: key.path=value, for example partition.alpha=0.1")
+    for part in parts[:-1]:
+        below = tree.setdefault(part, {})
+        if not isinstance(below, dict):
+            raise InputError(f"{key}: '{part}' holds the value {below!r}, so nothing can be set below it")
+        tree = below
+    try:
+        tree[parts[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        tree[parts[-1]] = text
+
+
+def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+    """Put the first thing that pydantic found wrong into one line, and say how many more there are."""
+    details = error.errors()
+    first = details[0]
+    path = [str(part) for part in first["loc"]]
+    if error.title.endswith("Settings"):  # an algorithm's own settings are checked apart from the rest
+        path = ["algorithm", *path]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        allowed = _keys_beside(path, error.title)
+        line = f"{key}: unknown key{did_you_mean(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
+    else:
+        message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+        line = f"{key}: found {first['input']!r}; allowed: {message[0].lower()}{message[1:]}"
+    more = len(details) - 1
+    return line + (f" (and {more} more wrong {'key' if more == 1 else 'keys'})" if more else "")
+
+
+def _keys_beside(path: list[str], title: str) -> list[str]:
+    """Names that are allowed where the last part of ``path`` stands."""
+    if title.endswith("Settings"):
+        from fedprompt.algorithms import registry
+
+        return sorted({"name"} | registry.settings_fields(title))
+    model: type[BaseModel] = Config
+    for part in path[:-1]:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return list(model.model_fields)

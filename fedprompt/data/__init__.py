@@ -1,0 +1,23 @@
+"""Data sets, partitions, and the federated view of both."""
+
+from fedprompt.data import cifar, embedded, folders, idx  # noqa: F401  (register their data sets)
+from fedprompt.data.dataset import Dataset, Split
+from fedprompt.data.federated import FederatedData, federate
+from fedprompt.data.heterogeneity import measures
+from fedprompt.data.partition import KINDS, PartitionOptions, partition
+from fedprompt.data.registry import DatasetInfo, available, dataset, load
+
+__all__ = [
+    "KINDS",
+    "Dataset",
+    "DatasetInfo",
+    "FederatedData",
+    "PartitionOptions",
+    "Split",
+    "available",
+    "dataset",
+    "federate",
+    "load",
+    "measures",
+    "partition",
+]

@@ -1,0 +1,56 @@
+"""What a data set is to the rest of the project: images, labels and domains as plain arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 [n, H, W, channels (1 or 3)], labels int64 [n] and domains int64 [n] (zeros: one domain)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    domains: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.shape[3] not in (1, 3) or self.images.dtype != np.uint8:
+            raise ValueError(f"images must be uint8 [n, H, W, 1 or 3], not {self.images.dtype} {self.images.shape}")
+        for name in ("labels", "domains"):
+            array = getattr(self, name)
+            if array.shape != (len(self.images),) or array.dtype != np.int64:
+                raise ValueError(f"{name} must be int64 [{len(self.images)}], not {array.dtype} {array.shape}")
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray, domains: np.ndarray | None = None) -> Split:
+        """Make a split from images [n, H, W] or [n, H, W, channels] and integer labels [n]; no domains: all zero."""
+        images = images[..., None] if images.ndim == 3 else images
+        labels = np.asarray(labels, dtype=np.int64)
+        domains = np.zeros_like(labels) if domains is None else np.asarray(domains, dtype=np.int64)
+        return cls(np.ascontiguousarray(images), labels, domains)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> Split:
+        """Return contiguous copies of the samples at ``indices`` (int [m]), in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return Split(self.images[indices], self.labels[indices], self.domains[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A named training and test set.
+
+    ``domain_classes`` (bool [domains, classes]) says which classes a sample of a domain may have; logits are masked
+    by it. None: every domain has all classes.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...] = ("all",)
+    domain_classes: np.ndarray | None = None

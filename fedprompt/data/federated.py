@@ -1,0 +1,146 @@
+"""A data set as a federation sees it: every client's training samples, its local test data, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedprompt.data.dataset import Dataset, Split
+from fedprompt.data.partition import PartitionOptions, long_tail, partition
+from fedprompt.data.sampling import apportion, stratified
+from fedprompt.errors import InputError
+from fedprompt.seeding import Stream, generator
+
+LOCAL_TEST_SIZE = 200  # images in a client's local test set, as long as its classes hold enough of them
+LOCAL_TEST_LEAST = 20  # below this a client's accuracy means little: caps on single classes are accepted to reach it
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """The federated view of a data set.
+
+    ``clients`` are indices into ``train``, ``local_tests`` indices into ``test``, one int64 array per client.
+    ``validation`` and ``test`` are each in one fixed random order, so that class-sorted files leak nothing.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    domain_classes: np.ndarray | None
+    train: Split
+    validation: Split
+    test: Split
+    clients: tuple[np.ndarray, ...]
+    local_tests: tuple[np.ndarray, ...]
+
+    def client(self, i: int) -> Split:
+        """Return a copy of client i's training samples."""
+        return self.train.take(self.clients[i])
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Training samples per client, int64 [N]."""
+        return np.array([len(indices) for indices in self.clients], dtype=np.int64)
+
+    def class_counts(self) -> np.ndarray:
+        """Training samples per client and class, int64 [N, classes]."""
+        classes = len(self.class_names)
+        return np.stack([np.bincount(self.train.labels[indices], minlength=classes) for indices in self.clients])
+
+
+def federate(
+    dataset: Dataset,
+    *,
+    clients: int,
+    kind: str,
+    options: PartitionOptions,
+    validation: float,
+    limit: int | None,
+    imbalance_factor: float,
+    seed: int,
+) -> FederatedData:
+    """Make the federated view: limit, hold out validation, thin to a long tail, divide, draw local tests.
+
+    The training set is first limited to ``limit`` images (stratified by class and domain), then the share
+    ``validation`` of it is held out (stratified too), then ``imbalance_factor > 1`` makes what is left long-tailed.
+    Nothing of this, nor the order of validation and test, depends on the partition. Where domains differ in their
+    classes (joined data sets), every client gets samples of one domain only. Raises InputError naming the key.
+    """
+    if not 0 <= validation < 1:
+        raise InputError(f"data.validation: {validation} is not allowed; give a share from 0 to below 1")
+    train = _limited(dataset.train, limit, len(dataset.class_names), seed)
+    held_out = stratified(
+        _groups(train, len(dataset.class_names)), round(validation * len(train)), generator(seed, Stream.VALIDATION)
+    )
+    kept = np.setdiff1d(np.arange(len(train)), held_out)
+    validation_split = train.take(generator(seed, Stream.TEST_ORDER, 1).permutation(held_out))
+    if imbalance_factor != 1:
+        kept = kept[long_tail(train.labels[kept], imbalance_factor, generator(seed, Stream.DATA, 1))]
+    train = train.take(kept)
+    test = dataset.test.take(generator(seed, Stream.TEST_ORDER).permutation(len(dataset.test)))
+    parts = partition(
+        train,
+        clients,
+        kind,
+        generator(seed, Stream.PARTITION),
+        classes=len(dataset.class_names),
+        options=options,
+        per_domain=dataset.domain_classes is not None,
+    )
+    return FederatedData(
+        name=dataset.name,
+        class_names=dataset.class_names,
+        domain_names=dataset.domain_names,
+        domain_classes=dataset.domain_classes,
+        train=train,
+        validation=validation_split,
+        test=test,
+        clients=tuple(parts),
+        local_tests=_local_tests(train, test, parts, len(dataset.class_names), seed),
+    )
+
+
+def _groups(split: Split, classes: int) -> np.ndarray:
+    """Number the pairs of domain and class, int64 [n]."""
+    return split.domains * classes + split.labels
+
+
+def _limited(train: Split, limit: int | None, classes: int, seed: int) -> Split:
+    """Keep a stratified subset of ``limit`` images."""
+    if limit is None:
+        return train
+    if not 1 <= limit <= len(train):
+        raise InputError(f"data.limit: {limit} is not allowed; the training set has {len(train)} images, give 1 to"
+                         f" {len(train)} or leave it out")  # fmt: skip
+    return train.take(stratified(_groups(train, classes), limit, generator(seed, Stream.DATA)))
+
+
+def _local_tests(train: Split, test: Split, parts: list[np.ndarray], classes: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Draw each client's local test set with its own distribution over classes (and domains) in training."""
+    groups = 1 + int(max(split.domains.max(initial=0) for split in (train, test)))
+    train_groups, test_groups = _groups(train, classes), _groups(test, classes)
+    members = [np.flatnonzero(test_groups == group) for group in range(groups * classes)]
+    held = np.array([len(indices) for indices in members])
+    drawn = []
+    for client, part in enumerate(parts):
+        counts = local_test_counts(np.bincount(train_groups[part], minlength=len(members)), held)
+        rng = generator(seed, Stream.LOCAL_TEST, client=client)
+        mine = [rng.choice(members[k], counts[k], replace=False) for k in np.flatnonzero(counts)]
+        drawn.append(np.sort(np.concatenate([np.empty(0, np.int64), *mine])))
+    return tuple(drawn)
+
+
+def local_test_counts(own: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Return how many test samples of each class a client gets, int64 [K].
+
+    ``own`` [K] are its training samples per class, ``held`` [K] what the test set holds. The total is the largest up
+    to ``LOCAL_TEST_SIZE`` at which no class is asked for more than it holds, but at least ``LOCAL_TEST_LEAST``, where
+    single classes are then capped. Classes that the test set lacks do not count.
+    """
+    weights = np.where(held > 0, own, 0) / max(own[held > 0].sum(), 1)
+    if not weights.any():
+        return np.zeros_like(held)
+    fitting = int(np.min(held[weights > 0] / weights[weights > 0]))
+    total = int(np.clip(fitting, LOCAL_TEST_LEAST, LOCAL_TEST_SIZE))
+    return np.minimum(apportion(weights, total), held)

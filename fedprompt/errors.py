@@ -1,0 +1,19 @@
+"""What goes wrong because of what the user gave, told apart from what goes wrong because of us."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """Bad input: one clear line that names the key or file, what was found and what is allowed.
+
+    The command line prints the line without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the nearest allowed word, or an empty string."""
+    nearest = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean '{nearest[0]}'?)" if nearest else ""

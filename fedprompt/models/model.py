@@ -1,0 +1,63 @@
+"""Backbone, trainable kind and head put together: params and a batch in, class scores out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedprompt.errors import InputError
+from fedprompt.models.backbone import Backbone
+from fedprompt.models.batch import Batch, Output
+from fedprompt.models.heads import HeadOptions, apply_head, init_head
+from fedprompt.models.kinds import PromptOptions, make_kind
+from fedprompt.models.params import Params
+
+
+class PromptedModel:
+    """A frozen backbone with what is trained on it. Holds no trained tensor itself: those are ``Params`` from outside.
+
+    Raises InputError when prompts would enter behind the backbone's last block, or when the head is to read class
+    scores of a backbone that has no classifier.
+    """
+
+    def __init__(self, backbone: Backbone, prompt: PromptOptions, head: HeadOptions, classes: int) -> None:
+        if prompt.kind != "none" and prompt.layer >= backbone.depth:
+            raise InputError(f"prompt.layer: {prompt.layer}; allowed: 0 to {backbone.depth - 1} for this backbone")
+        if head.input == "logits" and not backbone.classes:
+            raise InputError(
+                "head.input: 'logits', but these weights (backbone.weights) come without a classifier; allowed: features"
+            )
+        self.backbone, self.head, self.classes = backbone, head, classes
+        self.kind = make_kind(backbone, prompt)
+
+    def init(self, rng: np.random.Generator) -> Params:
+        """Draw all params at their start: the head first, so that it starts alike under every kind."""
+        inputs = self.backbone.classes if self.head.input == "logits" else self.backbone.width
+        head = init_head(self.head, inputs, self.classes, rng)
+        return {**self.kind.init(rng), **head}
+
+    def forward(self, params: Params, batch: Batch) -> Output:
+        """Class scores [M, K] for stacked params {name: [G, ...]}; classes that a sample cannot have score -inf."""
+        features, penalty, selected = self.kind.features(params, batch)
+        if self.head.input == "logits":
+            features = self.backbone.logits(features)
+        scores = apply_head(params, batch.padded(features), batch.keep)  # [G, B, K]
+        logits = scores[batch.group, batch.slot]
+        if batch.mask is not None:
+            logits = logits.masked_fill(~batch.mask, float("-inf"))
+        return Output(logits, penalty, selected)
+
+    def losses(self, params: Params, batch: Batch) -> tuple[Tensor, Output]:
+        """Each group's loss [G]: mean cross-entropy over its samples plus the kind's penalty."""
+        output = self.forward(params, batch)
+        entropy = F.cross_entropy(output.logits, batch.labels, reduction="none")
+        return batch.group_mean(entropy) + output.penalty, output
+
+
+def torch_device(name: str = "auto") -> torch.device:
+    """The device to compute on: the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,45 @@
+"""What is trained and travels: ``Params``, a plain dict of named tensors, and the few things one does with it.
+
+Stacked params have a leading client axis: {name: [C, ...]}. Names that start with ``head.`` belong to the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+HEAD = "head."
+
+
+def stack(items: Sequence[Params], device: torch.device | str | None = None) -> Params:
+    """Stack C params of equal shapes to {name: [C, ...]}."""
+    return {name: torch.stack([params[name] for params in items]).to(device) for name in items[0]}
+
+
+def row(stacked: Params, index: int) -> Params:
+    """Return one client's params out of stacked ones, as tensors of their own on the CPU."""
+    return {name: values[index].detach().to("cpu", copy=True) for name, values in stacked.items()}
+
+
+def weighted_mean(items: Sequence[Params], weights: Sequence[float]) -> Params:
+    """Return the mean of C params by ``weights`` (which need not sum to one), added up in the given order in float64."""
+    total = float(sum(weights))
+    mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in items[0].items()}
+    for params, weight in zip(items, weights, strict=True):
+        for name, value in params.items():
+            mean[name] += value.double() * (weight / total)
+    return {name: value.to(items[0][name].dtype) for name, value in mean.items()}
+
+
+def size_in_bytes(params: Params) -> int:
+    """Return how many bytes the tensors take when they travel."""
+    return sum(value.numel() * value.element_size() for value in params.values())
+
+
+def is_finite(params: Params) -> bool:
+    """Tell whether no value is infinite or not a number."""
+    return all(bool(torch.isfinite(value).all()) for value in params.values())

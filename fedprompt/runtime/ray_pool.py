@@ -1,0 +1,117 @@
+"""The pool of Ray workers: client data in the object store, one frozen backbone and a share of a GPU per worker.
+
+Every client's samples are one object, put once and read by workers as zero-copy views. Prepared features are objects too:
+made by whichever worker is free, once, and read by all. A worker that dies is started anew by Ray and its call repeated;
+as a call's result depends on its arguments alone, nothing but time is lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util import ActorPool
+
+from fedprompt.client.cohort import Task, Update
+from fedprompt.client.evaluate import Predictions
+from fedprompt.client.examples import Examples
+from fedprompt.config import Config
+from fedprompt.data import FederatedData
+from fedprompt.errors import InputError
+from fedprompt.models.params import Params
+from fedprompt.runtime.pool import SplitName, fits_cache, raw_examples, shards
+from fedprompt.runtime.worker import Worker
+
+RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before the run fails
+MOST_WORKERS = 64  # chosen by default, however large the cluster is
+
+ClientWorker = ray.remote(Worker)
+
+
+class RayPool:
+    """Workers on a Ray cluster that is already connected. Raises InputError where it has no room for them."""
+
+    def __init__(self, config: Config, data: FederatedData) -> None:
+        cpus, gpus, count = _shares(config)
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+        threads = max(1, int(cpus))
+        arguments = (config, len(data.class_names), data.domain_classes, threads)
+        self.workers = [ClientWorker.options(**options).remote(*arguments) for _ in range(count)]
+        batch_size = config.local.batch_size
+        self._clients = [ray.put(raw_examples(data.client(i))) for i in range(len(data.clients))]
+        self._shards = {
+            split: [ray.put(shard) for shard in shards(getattr(data, split), batch_size)]
+            for split in ("validation", "test")
+        }
+        self._pool = ActorPool(self.workers)
+        self._prepared_clients: dict[int, ray.ObjectRef] = {}
+        self._prepared_shards: dict[str, list[ray.ObjectRef]] = {}
+        self.facts = ray.get(self.workers[0].facts.remote())
+        self._keep_tokens = fits_cache(config, data, self.facts)
+
+    def train(self, round: int, groups: Sequence[Sequence[Task]]) -> Iterator[list[Update]]:
+        """Train the groups on whichever workers are free, those with the most work first."""
+        self._prepare(task.client for tasks in groups for task in tasks)
+
+        def submit(worker: Any, tasks: Sequence[Task]) -> ray.ObjectRef:
+            examples = [self._prepared_clients[task.client] for task in tasks]
+            return worker.train.remote(round, tasks, *examples)
+
+        return self._pool.map_unordered(submit, list(groups))
+
+    def predict(self, split: SplitName, params: Params) -> Predictions:
+        """Predict the shards of a split on all workers."""
+        sent = ray.put(params)
+        parts = self._pool.map(lambda worker, shard: worker.predict.remote(sent, shard), self._split(split))
+        return Predictions.concatenate(list(parts))
+
+    def predict_clients(
+        self, split: SplitName, models: Mapping[int, Params], indices: Mapping[int, np.ndarray]
+    ) -> dict[int, Predictions]:
+        """Predict for one client after the other, on all workers."""
+        parts = self._split(split)
+
+        def submit(worker: Any, client: int) -> ray.ObjectRef:
+            return worker.predict_client.remote(models[client], indices[client], *parts)
+
+        return dict(zip(models, self._pool.map(submit, list(models)), strict=True))
+
+    def close(self) -> None:
+        """End the workers; what they and this pool put into the object store goes with the references."""
+        for worker in self.workers:
+            ray.kill(worker)
+        self.workers.clear()
+
+    def _prepare(self, clients: Iterable[int]) -> None:
+        """Have the features of clients that take part for the first time computed."""
+        new = [client for client in clients if client not in self._prepared_clients]
+        self._prepared_clients.update(zip(new, self._prepared([self._clients[client] for client in new]), strict=True))
+
+    def _split(self, split: SplitName) -> list[ray.ObjectRef]:
+        if split not in self._prepared_shards:
+            self._prepared_shards[split] = self._prepared(self._shards[split])
+        return self._prepared_shards[split]
+
+    def _prepared(self, raw: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """References to prepared examples, asked of the workers in turn; nothing of them passes through the driver."""
+        asked = zip(raw, itertools.cycle(self.workers), strict=False)
+        return [worker.prepare.remote(examples, self._keep_tokens) for examples, worker in asked]
+
+
+def _shares(config: Config) -> tuple[float, float, int]:
+    """CPUs and GPUs per worker, and how many workers: what is configured, else what the cluster carries."""
+    runtime, cluster = config.runtime, ray.cluster_resources()
+    cpus, all_gpus = runtime.cpus_per_worker, cluster.get("GPU", 0.0)
+    gpus = runtime.gpus_per_worker if runtime.gpus_per_worker is not None else float(all_gpus > 0)
+    room = int(cluster.get("CPU", 0.0) / cpus)
+    if gpus:
+        room = min(room, int(all_gpus / gpus))
+    if room < 1 or room < (runtime.workers or 1):
+        raise InputError(
+            f"runtime.workers: {runtime.workers or 1} with {cpus:g} CPUs and {gpus:g} GPUs each do not fit the cluster's "
+            f"{cluster.get('CPU', 0):g} CPUs and {all_gpus:g} GPUs; allowed here: at most {room}"
+        )
+    return cpus, gpus, runtime.workers or min(room, MOST_WORKERS)

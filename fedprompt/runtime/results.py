@@ -1,0 +1,62 @@
+"""result.json: what a run came to, from the lines of its metrics.jsonl."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from fedprompt.config import Config
+from fedprompt.data import FederatedData
+from fedprompt.runtime.worker import Facts
+
+SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+PACKAGES = ("fedprompt", "torch", "timm", "numpy", "scipy", "ray")
+LAST = 10  # evaluations that `last10` is the mean of
+
+
+def make_result(
+    config: Config, data: FederatedData, facts: Facts, records: Sequence[dict[str, Any]], totals: dict[str, float]
+) -> dict[str, Any]:
+    """Put together ``result.json`` (its keys are a contract, see README)."""
+    scored = [record for record in records if "test" in record and record["round"] > 0]
+    last = scored[-LAST:]
+    best = max(scored, key=lambda record: record["validation"]["accuracy"])  # the first of equals
+    mean = {name: float(np.mean([_numbers(record)[name] for record in last])) for name in _numbers(last[-1])}
+    pools = [record["aggregate"]["pool_size"] for record in records if "pool_size" in record.get("aggregate", {})]
+    participations = sum(len(record.get("cohort", ())) for record in records)
+    return {
+        "algorithm": config.algorithm.name,
+        "dataset": data.name,
+        "backbone": config.backbone.name,
+        "seed": config.seed,
+        "rounds": config.federation.rounds,
+        "final": _numbers(scored[-1]),
+        "best": _numbers(best),
+        "last10": {**mean, "round": last[-1]["round"], "evaluations": len(last)},
+        "clients": scored[-1]["clients"],
+        "per_class": dict(zip(data.class_names, scored[-1]["test"]["per_class"], strict=True)),
+        "pool_size": {"first": config.prompt.pool_size, "last": int(pools[-1])} if pools else None,
+        "communication": {
+            "up_bytes": int(totals["up_bytes"]),
+            "down_bytes": int(totals["down_bytes"]),
+            "full_model_bytes": 2 * participations * facts.full_model_bytes,
+        },
+        "seconds": {stage: totals[stage] for stage in ("train", "aggregate", "evaluate", "total")},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: record["test"][name] for name in SCORES}
+    return {**numbers, "validation_accuracy": record["validation"]["accuracy"], "round": record["round"]}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,77 @@
+"""Scoring a state: the global params, and clients' own where a method or a personal head gives them some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedprompt.algorithms.base import Algorithm, State
+from fedprompt.client.evaluate import Predictions, client_scores, scores
+from fedprompt.data import FederatedData
+from fedprompt.models.params import Params
+from fedprompt.runtime.pool import Pool, SplitName
+from fedprompt.seeding import Stream, generator
+
+SUBSAMPLE = 200  # images of a split on which every client's own model is scored
+
+
+def evaluate(pool: Pool, algorithm: Algorithm, state: State, data: FederatedData, seed: int) -> dict[str, Any]:
+    """Return ``validation``, ``test`` and ``clients`` as they stand in a line of metrics.jsonl.
+
+    Shared params are scored on the whole splits. A client's accuracy on its local test data is read off the same
+    predictions: so the batches in which prompts are voted for never depend on a client's skewed labels.
+    Where clients own all params, ``validation`` and ``test`` are means over the clients' models on a fixed subsample.
+    Where they own a part, the global params hold its average, and the own ones are scored besides.
+    """
+    personal = [name for name in state.params if algorithm.is_personal(name)]
+    if len(personal) == len(state.params):
+        test, validation = (_mean_over_clients(pool, state, data, split, seed) for split in ("test", "validation"))
+        return {"validation": validation, "test": test, "clients": _own_local(pool, state, data)}
+    test_predictions = pool.predict("test", state.params)
+    classes = len(data.class_names)
+    test = scores(test_predictions, classes)
+    validation = scores(pool.predict("validation", state.params), classes)
+    if not personal:
+        return {"validation": validation, "test": test, "clients": _shared_local(test_predictions, data)}
+    own = _mean_over_clients(pool, state, data, "test", seed)
+    clients = {
+        **_own_local(pool, state, data),
+        "own_head_global_accuracy": own["accuracy"],
+        "averaged_head_global_accuracy": test["accuracy"],
+    }
+    return {"validation": validation, "test": test, "clients": clients}
+
+
+def subsample(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Indices of a fixed part of a split, every class with its share (largest remainders), in ascending order."""
+    size = min(SUBSAMPLE, len(labels))
+    rng = generator(seed, Stream.SUBSAMPLE)
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    return np.sort(by_class[np.linspace(0, len(labels) - 1, size).round().astype(int)])
+
+
+def _clients_params(state: State, data: FederatedData) -> dict[int, Params]:
+    return {c: {**state.params, **state.clients.get(c, {})} for c in range(len(data.local_tests))}
+
+
+def _shared_local(test: Predictions, data: FederatedData) -> dict[str, float | None]:
+    return client_scores([test.take(i).accuracy for i in data.local_tests], [len(i) for i in data.local_tests])
+
+
+def _own_local(pool: Pool, state: State, data: FederatedData) -> dict[str, float | None]:
+    indices = {client: own for client, own in enumerate(data.local_tests) if len(own)}
+    models = {c: params for c, params in _clients_params(state, data).items() if c in indices}
+    predictions = pool.predict_clients("test", models, indices)
+    return client_scores([predictions[c].accuracy for c in indices], [len(own) for own in indices.values()])
+
+
+def _mean_over_clients(pool: Pool, state: State, data: FederatedData, split: SplitName, seed: int) -> dict[str, Any]:
+    labels = getattr(data, split).labels
+    part, models = subsample(labels, seed), _clients_params(state, data)
+    predictions = pool.predict_clients(split, models, {c: part for c in models})
+    each = [scores(predictions[c], len(data.class_names)) for c in models]
+    mean = {k: float(np.mean([s[k] for s in each])) for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
+    per_class = zip(*(s["per_class"] for s in each), strict=True)
+    return {**mean, "per_class": [None if values[0] is None else float(np.mean(values)) for values in per_class]}

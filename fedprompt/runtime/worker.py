@@ -1,0 +1,81 @@
+"""What one worker can do, in this process or as a Ray actor: prepare features, train a group, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedprompt.client.cohort import Task, Training, Update, train_group
+from fedprompt.client.evaluate import Predictions, predict
+from fedprompt.client.examples import Examples, prepare, token_bytes
+from fedprompt.config import Config
+from fedprompt.models.params import Params
+from fedprompt.runtime.build import build_algorithm, build_model, local_options
+from fedprompt.seeding import Stream, generator
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the driver must know of the model without holding it."""
+
+    params: Params  # at their start
+    full_model_bytes: int
+    token_bytes: int  # per image, if tokens before block `prompt.layer` are kept
+
+
+class Worker:
+    """A frozen backbone and the methods that use it. Keeps nothing of any client from one call to the next."""
+
+    def __init__(self, config: Config, classes: int, domain_classes: np.ndarray | None, threads: int | None = None):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
+        self._config, self._domain_classes = config, domain_classes
+        self._algorithm = build_algorithm(config)
+        self._model = build_model(config, classes)
+
+    def facts(self) -> Facts:
+        """The params at their start, and sizes."""
+        model = self._model
+        params = model.init(generator(self._config.seed, Stream.INIT))
+        head = sum(value.numel() * 4 for name, value in params.items() if name.startswith("head."))
+        return Facts(params, model.backbone.bytes + head, token_bytes(model))
+
+    def prepare(self, examples: Examples, keep_tokens: bool) -> Examples:
+        """Compute what the frozen backbone says about the examples."""
+        return prepare(self._model, examples, keep_tokens)
+
+    def train(self, round: int, tasks: Sequence[Task], *examples: Examples) -> list[Update]:
+        """Train a group of clients together; ``examples`` stand in the order of ``tasks``."""
+        training = Training(
+            rule=self._algorithm.rule(local_options(self._config)),
+            batch_size=self._config.local.batch_size,
+            trains=self._algorithm.trains,
+            seed=self._config.seed,
+            round=round,
+            domain_classes=self._domain_classes,
+        )
+        return train_group(self._model, tasks, examples, training)
+
+    def predict(self, params: Params, examples: Examples) -> Predictions:
+        """Predict a shard in its fixed batches."""
+        return predict(self._model, params, examples, self._config.local.batch_size, self._domain_classes)
+
+    def predict_client(self, params: Params, indices: np.ndarray, *shards: Examples) -> Predictions:
+        """Predict the samples ``indices`` of a split that is given as its shards, with a client's own params."""
+        return self.predict(params, take_from_shards(shards, indices))
+
+
+def take_from_shards(shards: Sequence[Examples], indices: np.ndarray) -> Examples:
+    """Pick samples by their place in the concatenation of ``shards``, in the order of ``indices``."""
+    starts = np.cumsum([0, *(len(shard) for shard in shards)])
+    order = np.argsort(indices, kind="stable")
+    parts = [
+        shard.take(inside - start)
+        for shard, start in zip(shards, starts[:-1], strict=True)
+        if len(inside := indices[order][(indices[order] >= start) & (indices[order] < start + len(shard))])
+    ]
+    return Examples.concatenate(parts).take(np.argsort(order, kind="stable"))
