@@ -1,0 +1,82 @@
+"""README is run: its commands on a tiny model, its Python as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedprompt.algorithms import registry
+from fedprompt.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+TINY = (
+    "backbone.name=test_vit backbone.weights=random backbone.image_size=32 prompt.layer=2 prompt.pool_size=6 "
+    "prompt.top_k=3 federation.rounds=1 local.epochs=1"
+).split()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("fedprompt")]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with the images that README's own-data example speaks of."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for name in ("cat", "dog"):
+            place = tmp_path / "photos" / part / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(line, *more):
+    with pytest.raises(SystemExit) as end:
+        main.main([*shlex.split(line)[1:], *more])
+        raise SystemExit(0)
+    assert end.value.code == 0, line
+
+
+def test_every_command_of_readme_works(folder):
+    assert len(commands()) >= 10
+    for line in commands():
+        if "--resume" in line:
+            run(line, "federation.rounds=2", "--local")
+        elif line.startswith("fedprompt run"):
+            local = () if "--local" in line else ("--local",)
+            limit = () if "folder" in line else ("data.limit=500",)
+            run(line, *TINY, *limit, *local)
+        else:
+            run(line)
+    assert len(list((folder / "runs").glob("*/result.json"))) >= 5
+
+
+def test_the_method_that_readme_defines_runs(folder):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    try:
+        assert code.count("\n") <= 30
+        run("fedprompt run algorithm.name=fedmedian --output runs/median --local", *TINY, "data.limit=500")
+        assert (folder / "runs/median/result.json").exists()
+    finally:
+        registry._ALGORITHMS.pop("fedmedian", None)
+
+
+def test_methods_and_benchmarks_that_exist_are_in_readme():
+    from fedprompt.cli import BENCHMARKS
+
+    for method in registry.available():
+        assert f"| `{method.name}` |" in README
+    for name in BENCHMARKS:
+        assert name in README
