@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -32,21 +30,22 @@ class _Commands(click.Group):
         kwargs["standalone_mode"] = False
         try:
             return super().main(*args, **kwargs)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message())
         except click.ClickException as error:
             _fail(f"fedprompt: {error.format_message()}", 2)
         except click.Abort:
             _fail("fedprompt: interrupted", 1)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fedprompt")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Simulate federated prompt tuning of a frozen Vision Transformer.
 
     Settings are a YAML file, dotted overrides such as `partition.alpha=0.1 local.lr=5e-4`, or both.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
@@ -100,12 +99,12 @@ def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: b
     if resume and overwrite:
         raise InputError("--resume: does not go with --overwrite; allowed: one of them")
     if resume:
-        settings = running.resumed_config(output, path, overrides)
+        settings, folder = running.resumed_config(output, path, overrides), contextlib.nullcontext()
     else:
         settings = load(path, overrides)
         output = output or running.default_output(settings)
-        running.new_run(output, settings, overwrite)
-    with running.terminated_as_interrupt():
+        folder = running.new_run(output, settings, overwrite)
+    with running.terminated_as_interrupt(), folder:
         _follow(settings, output, local)
 
 
@@ -114,23 +113,20 @@ def _follow(config: Config, output: Path, local: bool) -> None:
     from fedprompt.runtime.federation import RunFailed
     from fedprompt.tracking.progress import Progress
 
-    progress = Progress(config.federation.rounds)
+    progress = contextlib.closing(Progress(config.federation.rounds))
     resume = f"fedprompt run --resume --output {output}" + (" --local" if local else "")
     try:
-        with contextlib.closing(_records(config, output, local)) as records:
+        with progress as bar, contextlib.closing(_records(config, output, local)) as records:
             for record in records:
-                _show(record, progress)
+                _show(record, bar)
     except KeyboardInterrupt:
-        progress.close()
         _fail(f"fedprompt: stopped; continue with: {resume}", 1)
     except RunFailed as error:
-        progress.close()
         _fail(f"fedprompt: {error}", 1)
-    progress.close()
-    _summary(json.loads((output / "result.json").read_text()), output)
+    _summary(record["result"], output)  # the last one
 
 
-def _records(config: Config, output: Path, local: bool):  # noqa: ANN202
+def _records(config: Config, output: Path, local: bool) -> Iterator[dict[str, Any]]:
     if local:
         from fedprompt.runtime.run import run_in_process
 
@@ -145,6 +141,8 @@ def _show(record: dict[str, Any], progress: Any) -> None:
 
     if "error" in record:
         raise (InputError if record["code"] == 2 else RunFailed)(record["error"])
+    if "stopped" in record:
+        raise KeyboardInterrupt
     if "note" in record:
         progress.note(f"fedprompt: {record['note']}")
     elif "round" in record:
@@ -169,7 +167,7 @@ def _summary(result: dict[str, Any], output: Path) -> None:
     click.echo(
         f"sent: {both / 1e6:.1f} MB both ways ({both / full:.2%} of the full model); {result['seconds']['total']:.0f} s"
     )
-    click.echo(f"written: {output}/  (tensorboard --logdir {output})")
+    click.echo(f"written: {output}/  (tensorboard --logdir {output.parent})")
 
 
 @_command
@@ -244,5 +242,4 @@ def bench(name: str, json_path: Path | None, quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     main()

@@ -1,14 +1,27 @@
-"""The experiment as one typed, validated object: a YAML file, then dotted overrides, then what is left at its default."""
+"""The experiment as one typed, validated object: a YAML file, then dotted overrides, then the defaults."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from fedprompt.errors import InputError, did_you_mean
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_IN_WORDS = {  # what is allowed, by the first word of pydantic's type of error
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text (in quotes if it looks like something else)",
+    "tuple": "a list in brackets",
+    "too": "a shorter list",
+    "missing": "a value here, it has no default",
+}
 
 
 class Section(BaseModel):
@@ -70,12 +83,12 @@ class HeadSection(Section):
 
 
 class LocalSection(Section):
-    """What a client does when it takes part: ``prompt_lr`` is for all but the head and defaults to ``lr``."""
+    """What a client does when it takes part. ``prompt_lr`` is for all but the head; null: the same as ``lr``."""
 
     optimizer: Literal["adam", "sgd"] = "adam"
     lr: PositiveFloat = 5e-4
-    prompt_lr: PositiveFloat | None = None
-    epochs: PositiveInt = 5
+    prompt_lr: PositiveFloat | None = 1e-3
+    epochs: PositiveInt = 2
     batch_size: PositiveInt = 16
     betas: tuple[float, float] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
@@ -100,7 +113,7 @@ class FederationSection(Section):
 
     clients: PositiveInt = 20
     cohort: PositiveInt = 5
-    rounds: PositiveInt = 30
+    rounds: PositiveInt = 25
     eval_every: PositiveInt = 1
 
 
@@ -159,12 +172,9 @@ def from_dict(tree: dict[str, Any]) -> Config:
     """Check a nested dict of settings and complete it with the defaults, the algorithm's own included."""
     from fedprompt.algorithms import registry  # the registry is no part of reading YAML; `algorithms` never imports us
 
-    try:
-        config = Config.model_validate(tree)
-        algorithm = registry.get(config.algorithm.name)
-        settings = algorithm.Settings.model_validate(config.algorithm.settings)
-    except ValidationError as error:
-        raise InputError(_explain(error, tree)) from None
+    config = _validated(Config, tree)
+    algorithm = registry.get(config.algorithm.name)
+    settings = _validated(algorithm.Settings, config.algorithm.settings, "algorithm")
     kind = config.prompt.kind or algorithm.kinds[0]
     complete = {
         "algorithm": AlgorithmSection(name=config.algorithm.name, **settings.model_dump()),
@@ -172,7 +182,19 @@ def from_dict(tree: dict[str, Any]) -> Config:
     }
     config = config.model_copy(update=complete)
     _check_combinations(config, algorithm.kinds)
+    if algorithm.pooled and config.head.personal:
+        raise InputError(
+            f"head.personal: true does not go with algorithm.name = '{config.algorithm.name}', which has one client; "
+            "allowed: false"
+        )
     return config
+
+
+def _validated(model: type[Model], tree: dict[str, Any], section: str = "") -> Model:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(_explain(error, model, section)) from None
 
 
 def _check_combinations(config: Config, kinds: tuple[str, ...]) -> None:
@@ -207,7 +229,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: cannot read the configuration file ({getattr(error, 'strerror', None) or error})"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if tree is None:
         return {}
@@ -215,7 +237,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: found a {type(tree).__name__}; allowed: sections such as 'federation:' with keys below"
         )
-    return tree
+    sections = {name for name, field in Config.model_fields.items() if name != "seed"}
+    return {key: {} if value is None and key in sections else value for key, value in tree.items()}
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -230,35 +253,40 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = below
     try:
         tree[parts[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         tree[parts[-1]] = text
 
 
-def _explain(error: ValidationError, tree: dict[str, Any]) -> str:
+def _explain(error: ValidationError, model: type[BaseModel], section: str) -> str:
     """Put the first thing that pydantic found wrong into one line, and say how many more there are."""
     details = error.errors()
-    first = details[0]
+    first, more = details[0], len(details) - 1
     path = [str(part) for part in first["loc"]]
-    if error.title.endswith("Settings"):  # an algorithm's own settings are checked apart from the rest
-        path = ["algorithm", *path]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        allowed = _keys_beside(path, error.title)
+    key = ".".join([section, *path] if section else path)
+    if first["type"] in ("extra_forbidden", "invalid_key"):
+        allowed = _names_in(model, path[:-1], section)
         line = f"{key}: unknown key{did_you_mean(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
+    elif first["type"] == "model_type":  # something else where keys should be
+        line = f"{key}: found {first['input']!r}; allowed: keys below it ({', '.join(_names_in(model, path, section))})"
     else:
-        message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        line = f"{key}: found {first['input']!r}; allowed: {message[0].lower()}{message[1:]}"
-    more = len(details) - 1
+        line = f"{key}: found {first['input']!r}{_nearest(first)}; allowed: {_allowed(first)}"
     return line + (f" (and {more} more wrong {'key' if more == 1 else 'keys'})" if more else "")
 
 
-def _keys_beside(path: list[str], title: str) -> list[str]:
-    """Names that are allowed where the last part of ``path`` stands."""
-    if title.endswith("Settings"):
-        from fedprompt.algorithms import registry
+def _nearest(detail: Any) -> str:
+    """The nearest of the allowed words, where only certain words are allowed."""
+    expected = detail["ctx"]["expected"] if detail["type"] == "literal_error" else ""
+    return did_you_mean(str(detail["input"]), re.findall(r"'(.+?)'", expected))
 
-        return sorted({"name"} | registry.settings_fields(title))
-    model: type[BaseModel] = Config
-    for part in path[:-1]:
+
+def _allowed(detail: Any) -> str:
+    """What pydantic says is allowed, in the words of someone who writes YAML."""
+    words = _IN_WORDS.get(detail["type"].partition("_")[0])
+    return words or detail["msg"].removeprefix("Input should be ")
+
+
+def _names_in(model: type[BaseModel], path: list[str], section: str) -> list[str]:
+    """Names of the keys that are allowed below ``path``."""
+    for part in path:
         model = model.model_fields[part].annotation  # type: ignore[assignment]
-    return list(model.model_fields)
+    return [*(["name"] if section else []), *model.model_fields]

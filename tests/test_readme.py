@@ -12,10 +12,16 @@ from fedprompt.algorithms import registry
 from fedprompt.cli import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TINY = (
-    "backbone.name=test_vit backbone.weights=random backbone.image_size=32 prompt.layer=2 prompt.pool_size=6 "
-    "prompt.top_k=3 federation.rounds=1 local.epochs=1"
-).split()
+TINY = [
+    "backbone.name=test_vit",
+    "backbone.weights=random",
+    "backbone.image_size=32",
+    "prompt.layer=2",
+    "prompt.pool_size=6",
+    "prompt.top_k=3",
+    "federation.rounds=1",
+    "local.epochs=1",
+]
 
 
 def blocks(language):

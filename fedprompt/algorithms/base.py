@@ -46,6 +46,7 @@ class Setting:
     clients: int
     cohort: int
     top_k: int = 1  # prompts that a batch takes from the pool
+    pool_size: int = 1  # prompts in the pool at the start
     personal_head: bool = False
 
 
@@ -80,8 +81,9 @@ class Algorithm:
         return epochs
 
     def init(self, params: Params, rng: np.random.Generator) -> State:
-        """State before the first round."""
-        return State(params)
+        """State before the first round; what is personal has the same start for every client, whenever it begins."""
+        own = {name: value for name, value in params.items() if self.is_personal(name)}
+        return State(params, memory={"personal_start": own} if own else {})
 
     def cohort(self, state: State, round: int, rng: np.random.Generator) -> list[int]:
         """Clients of this round, by default a sample without replacement, in ascending order."""
@@ -89,8 +91,8 @@ class Algorithm:
         return sorted(int(client) for client in chosen)
 
     def broadcast(self, state: State, client: int) -> Params:
-        """What a client starts from: the global params, with what it kept to itself in their place."""
-        return {**state.params, **state.clients.get(client, {})}
+        """What a client starts from: the global params, and what is personal as it kept it (or as it first starts)."""
+        return {**state.params, **state.memory.get("personal_start", {}), **state.clients.get(client, {})}
 
     def rule(self, options: LocalOptions) -> LocalRule:
         """How a client steps: by default the optimizer of the configuration."""
@@ -108,6 +110,6 @@ class Algorithm:
         }
         return replace(state, clients={**state.clients, **{c: params for c, params in kept.items() if params}})
 
-    def warnings(self, first: Metrics, now: Metrics) -> list[str]:
-        """Lines about a round that a user should read, from the metrics of the first round and of this one."""
+    def warnings(self, metrics: Metrics) -> list[str]:
+        """Lines that a user should read about a round, from its metrics."""
         return []

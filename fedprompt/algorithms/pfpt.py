@@ -3,17 +3,17 @@
 P.-Y. Weng, M. Hoang, L. M. Nguyen, M. T. Thai, T.-W. Weng, T. N. Hoang: Probabilistic Federated Prompt-Tuning with
 Non-IID and Imbalanced Data. NeurIPS 2024, arXiv 2502.19752.
 
-Client. A pool of P prompts, searched with the query q(x) (``models/kinds.py``, kind ``pool``). It returns its version of
-the pool and which prompts it used.
+Client. A pool of P prompts, searched with the query q(x) (``models/kinds.py``, kind ``pool``). It returns its version
+of the pool and which prompts it used.
 
-Server. U = the prompts that at least one client of the cohort used. Every client contributes its version of all of U, a
-set P_t of n = |U| prompts. The sets are taken for draws of one generative process with K = C·n candidate prompts φ_k:
+Server. U = the prompts that at least one client of the cohort used. Every client contributes its version of all of U,
+a set P_t of n = |U| prompts. The sets are taken for draws of one generative process with K = C·n candidates φ_k:
 
     c_tk ~ Bernoulli(p(φ_k)),   and if c_tk = 1, one prompt of client t is drawn from N(φ_k, diag σ²(φ_k))
 
 which is fitted by alternating gradient steps on (φ, σ, p) and weighted bipartite matchings of each client's prompts to
-the candidates (``set_aggregation.py``). The candidates that anyone is matched to are the new pool: it grows where clients
-disagree and shrinks where prompts go unused. Everything that is not a prompt is averaged by the number of samples.
+the candidates (``set_aggregation.py``). The candidates that anyone is matched to are the new pool: it grows where
+clients disagree and shrinks where prompts go unused. What is not a prompt is averaged by the number of samples.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, Metrics, Setting, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets
 from fedprompt.client.cohort import Update
+from fedprompt.errors import InputError
 from fedprompt.models.params import weighted_mean
 
 
 class PFPTSettings(BaseModel):
-    """``schedule``: ``sequential`` steps and matches client by client as the published code does, ``joint`` all at once.
+    """How the server fits the generative model, and what it says about the pool.
 
-    ``prior``: ``odds`` weighs a candidate by log p − log(1 − p), as the objective demands; ``reference`` is the published
-    code's form. ``max_pool``: keep at most so many prompts, the most used ones. ``warn_growth``: warn when the pool has
-    grown past this multiple of its first size.
+    ``schedule``: ``sequential`` steps and matches client by client as the published code does, ``joint`` all at once.
+    ``prior``: ``odds`` weighs a candidate by log p − log(1 − p), as the objective demands; ``reference`` is the
+    published code's form. ``max_pool``: keep at most so many prompts, the most used ones. ``warn_growth``: warn when
+    the pool has grown past this multiple of its first size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,13 +62,21 @@ class PFPT(Algorithm):
     Settings = PFPTSettings
     settings: PFPTSettings
 
+    def __init__(self, settings: PFPTSettings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        if settings.max_pool is not None and settings.max_pool < setting.top_k:
+            raise InputError(
+                f"algorithm.max_pool: {settings.max_pool} is less than prompt.top_k = {setting.top_k}, which a batch "
+                f"takes; allowed: {setting.top_k} or more"
+            )
+
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
-        """Average what is not a prompt; fit the generative model to the clients' sets; its used candidates are the pool."""
+        """Average what is not a prompt; the candidates that the fitted model uses are the new pool."""
         params = weighted_mean([update.params for update in updates], [update.samples for update in updates])
         used = torch.stack([update.selected for update in updates]).any(0)  # bool [P], U
         sets = torch.stack([update.params["pool"][used] for update in updates])  # [C, n, D]
         start = state.params["pool"][used]
-        fitted = aggregate_sets(sets, self._generative(), rng, self._cap())
+        fitted = aggregate_sets(sets, self._generative(), rng, self.settings.max_pool)
         params["pool"] = fitted.pool
         metrics = {
             **fitted.metrics,
@@ -75,9 +85,9 @@ class PFPT(Algorithm):
         }
         return self.remember(replace(state, params=params), updates), metrics
 
-    def warnings(self, first: Metrics, now: Metrics) -> list[str]:
+    def warnings(self, metrics: Metrics) -> list[str]:
         """Say so when the pool has shrunk to what one batch takes, or grows without end."""
-        size, start = now["pool_size"], first["pool_size"]
+        size, start = metrics["pool_size"], self.setting.pool_size
         if size <= self.setting.top_k < start:
             return [f"the pool has shrunk to {size:.0f} prompts: every batch now takes all of them"]
         if size > self.settings.warn_growth * start:
@@ -87,8 +97,3 @@ class PFPT(Algorithm):
     def _generative(self) -> GenerativeSettings:
         names = ("schedule", "prior", "sweeps", "lr", "hidden")
         return GenerativeSettings(**{name: getattr(self.settings, name) for name in names})
-
-    def _cap(self) -> int | None:
-        """A pool never falls below what a batch takes by a cap of the user's."""
-        cap = self.settings.max_pool
-        return None if cap is None else max(cap, self.setting.top_k)

@@ -18,8 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+
+from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, save
 
 METHODS = {
     "pfpt": ["algorithm.name=pfpt"],
@@ -30,8 +34,9 @@ METHODS = {
 }
 SEEDS = (0, 1, 2)
 SEARCH_SEED, SEARCH_ROUNDS = 100, 12
-RATES = [(lr, prompt_lr) for lr in (2.5e-4, 5e-4, 1e-3) for prompt_lr in (1e-4, 1e-3)]
-HEAD_RATES = [(lr, None) for lr in (6e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)]  # as many trials where no prompt is tuned
+RATES = [(lr, prompt_lr) for prompt_lr in (1e-4, 1e-3, 3e-3) for lr in (2.5e-4, 5e-4, 1e-3)]
+# As many trials where no prompt is tuned.
+HEAD_RATES = [(lr, None) for lr in (3e-5, 6e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)]
 
 Rates = tuple[float, float | None]
 
@@ -58,6 +63,8 @@ def main(json_path: Path | None, quick: bool = False) -> None:
         for seed, run in zip(SEEDS, row["runs"], strict=False):
             if run["pool_sizes"]:
                 click.echo(f"{row['method']}, seed {seed}, pool size per round: {run['pool_sizes']}")
+    save(_figure(rows), root / "comparison.png")
+    click.echo(f"written: {root / 'comparison.png'}")
     if json_path is not None:
         json_path.write_text(json.dumps({"rows": rows, "search": chosen}, indent=1) + "\n")
 
@@ -106,9 +113,9 @@ def _run(output: Path, overrides: list[str]) -> None:
 
     torch.set_num_threads(1)
     config = load(None, overrides)
-    new_run(output, config, overwrite=True)
-    for _ in run_in_process(config, output):
-        pass
+    with new_run(output, config, overwrite=True):
+        for _ in run_in_process(config, output):
+            pass
 
 
 def _outcome(output: Path) -> dict[str, Any]:
@@ -117,7 +124,8 @@ def _outcome(output: Path) -> dict[str, Any]:
     pools = [int(r["aggregate"]["pool_size"]) for r in records if "pool_size" in r.get("aggregate", {})]
     scores = {name: result[name]["accuracy"] for name in ("best", "final", "last10")}
     sent = result["communication"]["up_bytes"] + result["communication"]["down_bytes"]
-    return {**scores, "MB": sent / 1e6, "seconds": result["seconds"]["total"], "pool_sizes": pools}
+    curve = [record["test"]["accuracy"] for record in records]
+    return {**scores, "MB": sent / 1e6, "seconds": result["seconds"]["total"], "pool_sizes": pools, "curve": curve}
 
 
 def _row(method: str, chosen: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -134,6 +142,23 @@ def _row(method: str, chosen: dict[str, Any], runs: list[dict[str, Any]]) -> dic
         "MB sent": round(float(np.mean([run["MB"] for run in runs])), 1),
         "runs": runs,
     }
+
+
+@mpl.rc_context(STYLE)
+def _figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Test accuracy over the rounds: every method's mean over the seeds, and a band of one standard deviation."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row, colour in zip(rows, (BLUE, ORANGE, GREEN, PURPLE, GREY), strict=True):
+        curves = 100 * np.array([run["curve"] for run in row["runs"]])  # [seeds, rounds + 1]
+        mean, spread, rounds = curves.mean(0), curves.std(0), np.arange(curves.shape[1])
+        axes.plot(rounds, mean, color=colour, label=row["method"])
+        axes.fill_between(rounds, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel("communication round")
+    axes.set_ylabel("test accuracy (%)")
+    axes.grid(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(rows), frameon=False, borderaxespad=0.2)
+    return figure
 
 
 def _rate_keys(rates: Rates) -> list[str]:

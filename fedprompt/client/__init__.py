@@ -1,0 +1,1 @@
+"""What a client does: local training in fused groups, update rules, evaluation."""

@@ -94,8 +94,11 @@ def scores(predictions: Predictions, classes: int) -> dict[str, float | list[flo
 def client_scores(accuracies: Sequence[float], sizes: Sequence[int]) -> dict[str, float | None]:
     """Mean accuracy over clients, and over the worst tenth of them where each has 20 or more test samples.
 
-    Clients without any test sample (their classes are not in the test set) do not count in the mean.
+    Clients without any test sample (their classes are not in the test set) do not count.
     """
-    ordered = np.sort([accuracy for accuracy, size in zip(accuracies, sizes, strict=True) if size])
-    worst = float(ordered[: max(1, len(ordered) // 10)].mean()) if min(sizes) >= 20 else None
-    return {"mean_accuracy": float(ordered.mean()) if len(ordered) else None, "worst_decile_accuracy": worst}
+    scored = [(accuracy, size) for accuracy, size in zip(accuracies, sizes, strict=True) if size]
+    if not scored:
+        return {"mean_accuracy": None, "worst_decile_accuracy": None}
+    ordered = np.sort([accuracy for accuracy, _ in scored])
+    worst = float(ordered[: max(1, len(ordered) // 10)].mean()) if min(size for _, size in scored) >= 20 else None
+    return {"mean_accuracy": float(ordered.mean()), "worst_decile_accuracy": worst}

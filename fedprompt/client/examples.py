@@ -37,11 +37,16 @@ class Examples:
 
     @staticmethod
     def concatenate(parts: Sequence[Examples]) -> Examples:
-        """Put several examples one after the other; a field is None where any part lacks it."""
+        """Put several examples one after the other; a field is None where any part lacks it.
+
+        Raises ValueError where parts hold different things, so that together they would hold neither images nor tokens.
+        """
         columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Examples)}
-        if any(tokens is None for tokens in columns["tokens"]) and any(i is None for i in columns["images"]):
+        joined = Examples(**{name: _joined(arrays) for name, arrays in columns.items()})
+        held = any(part.images is not None or part.tokens is not None for part in parts)
+        if held and joined.images is None and joined.tokens is None:
             raise ValueError("some parts hold only images and others only tokens: they cannot be one batch")
-        return Examples(**{name: _joined(arrays) for name, arrays in columns.items()})
+        return joined
 
 
 def _joined(arrays: list) -> np.ndarray | None:

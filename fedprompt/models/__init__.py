@@ -1,0 +1,1 @@
+"""The frozen backbone, trainable kinds and heads."""

@@ -1,4 +1,4 @@
-"""The frozen Vision Transformer, cut into the pieces that prompt tuning needs: tokens, some blocks, the class feature."""
+"""The frozen Vision Transformer, cut into the pieces that prompt tuning needs: tokens, blocks, the class feature."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def _is_plain(block: nn.Module) -> bool:
 
 
 def _class_token_of_block(block: nn.Module, tokens: Tensor) -> Tensor:
-    """The class token [M, D] that a block puts out: only its own query, and keys and values of all tokens, are needed."""
+    """The class token [M, D] that a block puts out, from its own query and the keys and values of all tokens."""
     attention = block.attn
-    m, t, width = tokens.shape
+    m, t, _ = tokens.shape
     heads = attention.num_heads
     normed = block.norm1(tokens)
     weight, bias = attention.qkv.weight, attention.qkv.bias

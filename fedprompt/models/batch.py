@@ -1,7 +1,7 @@
 """A batch of several clients at once, and what the model says about it.
 
-M samples stand one after the other, group by group. A group is what shares one row of stacked params and votes together:
-in training a client's current batch, in evaluation one batch of the test set.
+M samples stand one after the other, group by group. A group shares one row of stacked params and votes together: in
+training it is a client's current batch, in evaluation one batch of the test set.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def init_head(options: HeadOptions, inputs: int, classes: int, rng: np.random.Ge
     """Draw ``head.*`` as torch's Linear starts: weights [out, in] and biases [out] uniform in ±1/sqrt(in)."""
     sizes = [inputs, options.hidden, classes] if options.kind == "mlp" else [inputs, classes]
     params = {}
-    for number, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+    for number, (before, after) in enumerate(pairwise(sizes), start=1):
         bound = 1 / math.sqrt(before)
         params[f"head.{number}.weight"] = _uniform(rng, bound, (after, before))
         params[f"head.{number}.bias"] = _uniform(rng, bound, (after,))

@@ -27,7 +27,7 @@ class PromptedModel:
             raise InputError(f"prompt.layer: {prompt.layer}; allowed: 0 to {backbone.depth - 1} for this backbone")
         if head.input == "logits" and not backbone.classes:
             raise InputError(
-                "head.input: 'logits', but these weights (backbone.weights) come without a classifier; allowed: features"
+                "head.input: 'logits', but these weights (backbone.weights) have no classifier; allowed: features"
             )
         self.backbone, self.head, self.classes = backbone, head, classes
         self.kind = make_kind(backbone, prompt)

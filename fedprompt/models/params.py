@@ -26,7 +26,7 @@ def row(stacked: Params, index: int) -> Params:
 
 
 def weighted_mean(items: Sequence[Params], weights: Sequence[float]) -> Params:
-    """Return the mean of C params by ``weights`` (which need not sum to one), added up in the given order in float64."""
+    """Return the mean of C params by ``weights`` (of any sum), added up in float64 in the given order."""
     total = float(sum(weights))
     mean = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in items[0].items()}
     for params, weight in zip(items, weights, strict=True):

@@ -45,6 +45,7 @@ def build_algorithm(config: Config) -> Algorithm:
         clients=config.federation.clients,
         cohort=config.federation.cohort,
         top_k=config.prompt.top_k,
+        pool_size=config.prompt.pool_size,
         personal_head=config.head.personal,
     )
     return cls(cls.Settings.model_validate(config.algorithm.settings), setting)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -24,7 +27,6 @@ class Checkpoint:
     round: int
     state: State
     totals: dict[str, float] = field(default_factory=dict)
-    first_metrics: dict[str, float] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -46,16 +48,24 @@ class CheckpointStore:
             "round": checkpoint.round,
             "state": {"params": state.params, "clients": state.clients, "memory": state.memory},
             "totals": checkpoint.totals,
-            "first_metrics": checkpoint.first_metrics,
         }
         buffer = io.BytesIO()
         torch.save(content, buffer)
         name = f"{self._path}/round_{checkpoint.round:06d}.pt"
-        with self._fs.open(f"{name}.part", "wb") as file:
-            file.write(buffer.getvalue())
-        self._fs.mv(f"{name}.part", name)
+        try:
+            with self._fs.open(f"{name}.part", "wb") as file:
+                file.write(buffer.getvalue())
+            self._fs.mv(f"{name}.part", name)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(f"{name}.part")
+            raise
         for old in self._names()[:-KEEP]:
             self._fs.rm_file(old)
+
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint."""
+        return not self._names()
 
     def latest(self) -> Checkpoint | None:
         """Read the newest checkpoint, executing nothing in it; None where there is none.
@@ -68,8 +78,10 @@ class CheckpointStore:
         with self._fs.open(names[-1], "rb") as file:
             data = file.read()
         try:
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            return Checkpoint(content["round"], State(**content["state"]), content["totals"], content["first_metrics"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about damaged files, in many lines
+                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return Checkpoint(content["round"], State(**content["state"]), content["totals"])
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
@@ -79,3 +91,8 @@ class CheckpointStore:
     def _names(self) -> list[str]:
         found = [str(name) for name in self._fs.ls(self._path, detail=False)]
         return sorted(name for name in found if _NAME.search(name))
+
+
+def store_of(storage: str | None, output: Path) -> CheckpointStore:
+    """Where a run's checkpoints are: ``runtime.storage``, else a folder in its output."""
+    return CheckpointStore(storage or str(output / "checkpoints"))

@@ -1,7 +1,7 @@
 """The driver actor: it holds the federation, runs matching and the generative update, and owns the workers.
 
-When it dies, or the node that it lives on, Ray starts it anew and its ``run`` is called again: it then continues from the
-newest checkpoint, so at most the round under way is lost.
+When it dies, or the node that it lives on, another one is started in its place (``on_ray.py``). That one continues from
+the newest checkpoint, so at most the round under way is lost; the workers die with the driver that owns them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from fedprompt.config import Config
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import Federation, Record, RunFailed, Stopped
 from fedprompt.runtime.ray_pool import RayPool
 
 
 class Driver:
-    """One run on a Ray cluster. Messages of ``run`` are records, or one of ``error`` (exit code 2 or 1), ``stopped``."""
+    """One run on a Ray cluster. ``run`` yields records or, last, one of ``error`` (with exit code) and ``stopped``."""
 
     def __init__(self, config: Config, output: str) -> None:
         self._config, self._output = config, Path(output)
@@ -36,21 +36,15 @@ class Driver:
             data = build_data(self._config)
             algorithm = build_algorithm(self._config)
             pool = RayPool(self._config, data)
-            store = CheckpointStore(storage_of(self._config, self._output))
+            store = store_of(self._config.runtime.storage, self._output)
             self._federation = Federation(self._config, algorithm, data, pool, store, self._output)
             if self._stop:
                 self._federation.stop()
             yield from self._federation.run()
-        except InputError as error:
-            yield {"error": str(error), "code": 2}
-        except RunFailed as error:
-            yield {"error": str(error), "code": 1}
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            code = 2 if isinstance(cause, InputError) else 1
-            yield {"error": str(cause) if code == 2 else str(error), "code": code}
         except Stopped:
             yield {"stopped": True}
+        except (InputError, RunFailed, OSError, ray.exceptions.RayError) as error:
+            yield self._told(error)
         finally:
             if pool is not None:
                 pool.close()
@@ -61,7 +55,16 @@ class Driver:
         if self._federation is not None:
             self._federation.stop()
 
-
-def storage_of(config: Config, output: Path) -> str:
-    """Where checkpoints go: ``runtime.storage``, else the output folder."""
-    return config.runtime.storage or str(output / "checkpoints")
+    def _told(self, error: Exception) -> Record:
+        """One line about what went wrong, and the exit code that belongs to it."""
+        cause = getattr(error, "cause", None) or error  # what a worker raised comes as a RayTaskError around it
+        if isinstance(cause, InputError):
+            return {"error": str(cause), "code": 2}
+        if isinstance(error, RunFailed):
+            return {"error": str(error), "code": 1}
+        if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
+            return {"error": f"{error.filename or 'input/output'}: {error.strerror or error}", "code": 1}
+        details = self._output / "error.txt"
+        details.write_text(str(error), encoding="utf-8")
+        reason = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+        return {"error": f"a worker failed ({reason}); all of it in {details}", "code": 1}

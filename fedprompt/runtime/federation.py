@@ -12,6 +12,7 @@ from fedprompt.algorithms.base import Algorithm, State
 from fedprompt.client.cohort import Task, Update, steps_of
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
+from fedprompt.errors import InputError
 from fedprompt.models.params import Params, is_finite, size_in_bytes
 from fedprompt.runtime.checkpoints import Checkpoint, CheckpointStore
 from fedprompt.runtime.pool import Pool
@@ -49,7 +50,9 @@ class Federation:
         self._stop = False
         self._saved_round = -1
         found = store.latest()
-        self._resumed = found is not None
+        if found is None and _rounds_in(output / "metrics.jsonl"):
+            raise InputError(f"{output}: has done rounds, but their checkpoints are gone; allowed: --overwrite")
+        self._resumed = self._begun = found is not None
         self._now = found or self._beginning()
         self.first_round = self._now.round + 1
 
@@ -60,12 +63,13 @@ class Federation:
     def run(self) -> Iterator[Record]:
         """Run the rounds that are left; yields each round's record and, last, ``{"result": …}``.
 
-        Ctrl-C in the middle of a round saves the state before it. Raises Stopped when it was asked to stop.
+        Ctrl-C in the middle of a round, or closing the iterator, saves the state before it. Raises Stopped when it was
+        asked to stop.
         """
         config = self._config
         tracker = self._tracker()
         try:
-            if not self._resumed:
+            if not self._begun:
                 yield self._first_evaluation(tracker)
             for round in range(self.first_round, config.federation.rounds + 1):
                 after, record = self._round(round)
@@ -79,8 +83,9 @@ class Federation:
             result = self._result()
             tracker.finish(result)
             yield {"result": result}
-        except (KeyboardInterrupt, Stopped):
-            self._save()
+        except (KeyboardInterrupt, GeneratorExit, Stopped):
+            if self._begun:
+                self._save()
             raise
         finally:
             tracker.close()
@@ -104,6 +109,7 @@ class Federation:
             scored = self._evaluate(self._now.state)
         record = {"round": 0, **scored, "seconds": seconds}
         tracker.round(record, _prompts(self._now.state))
+        self._begun = True
         self._save()
         return record
 
@@ -118,7 +124,6 @@ class Federation:
                 state, metrics = algorithm.aggregate(before.state, updates, generator(seed, Stream.AGGREGATE, round))
             if "pool" in state.params:
                 metrics = {"pool_size": float(len(state.params["pool"])), **metrics}
-            first = before.first_metrics or metrics
             record: Record = {
                 "round": round,
                 "cohort": cohort,
@@ -126,13 +131,13 @@ class Federation:
                 "aggregate": metrics,
                 "communication": self._communication(len(cohort)),
                 "seconds": seconds,
-                "warnings": warnings + algorithm.warnings(first, metrics),
+                "warnings": warnings + algorithm.warnings(metrics),
             }
             if self._is_scored(round):
                 with _timed(seconds, "evaluate"):
                     record.update(self._evaluate(state))
         totals = _added(before.totals, {**record["communication"], **seconds})
-        return Checkpoint(round, state, totals, first), record
+        return Checkpoint(round, state, totals), record
 
     def _train(self, round: int, cohort: Sequence[int]) -> tuple[list[Update], list[str]]:
         epochs = self._algorithm.epochs(self._config.local.epochs)
@@ -179,6 +184,10 @@ class Federation:
     def _result(self) -> Record:
         records = read(self._output / "metrics.jsonl")
         return make_result(self._config, self._data, self._pool.facts, records, self._now.totals)
+
+
+def _rounds_in(path: Path) -> bool:
+    return path.exists() and any(record["round"] > 0 for record in read(path))
 
 
 def _prompts(state: State) -> Params:

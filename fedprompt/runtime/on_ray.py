@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from fedprompt.config import Config
+from fedprompt.errors import InputError
 from fedprompt.runtime.driver import Driver
 from fedprompt.runtime.federation import Record, RunFailed
 
 DRIVER_RESTARTS = 3
+STOPPING = "stopping after the round under way; Ctrl-C again stops at once"
 
 
 @contextmanager
 def connected(config: Config) -> Iterator[None]:
-    """Be connected to the cluster at ``runtime.address``, or to one of this machine's own that ends with the run."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    """Be connected to the cluster at ``runtime.address``, or to one of this machine's own that ends with the run.
+
+    What workers print stays in Ray's log files. Raises InputError where there is no cluster at the address.
+    """
     already = ray.is_initialized()
     if not already:
-        address = config.runtime.address or os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, include_dashboard=False if address == "local" else None, logging_level=logging.ERROR)
+        _connect(config.runtime.address or os.environ.get("RAY_ADDRESS") or "local")
     try:
         yield
     finally:
@@ -33,32 +39,62 @@ def connected(config: Config) -> Iterator[None]:
             ray.shutdown()
 
 
-def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
-    """Yield what the driver actor says, restarting it from its last checkpoint when it dies.
+def _connect(address: str) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without a share of a GPU sees none
+    # A cluster of this machine's own listens on loopback only, and needs neither a network nor a name for the host.
+    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _knock(address)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"runtime.address: cannot connect to '{address}' ({reason}); allowed: HOST:PORT of a running cluster, or "
+            "leave it out for one of this machine's own"
+        ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
 
-    Ctrl-C asks the driver to save after the round under way, waits for that, and is raised again.
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would go on asking for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
+    """Yield what the driver actor says; when it dies, another one continues from its last checkpoint.
+
+    After Ctrl-C the driver saves and ends after the round under way; its last word is then ``stopped``.
     """
     with connected(config):
-        options = {"num_cpus": 0, "max_restarts": DRIVER_RESTARTS, "max_concurrency": 2}
-        driver = ray.remote(Driver).options(**options).remote(config, str(output.resolve()))
-        for attempt in range(DRIVER_RESTARTS + 1):
-            stream = driver.run.options(num_returns="streaming").remote()
+        for _ in range(DRIVER_RESTARTS + 1):
+            driver = ray.remote(Driver).options(num_cpus=0, max_concurrency=2).remote(config, str(output.resolve()))
             try:
-                yield from _messages(stream)
+                yield from _messages(driver)
                 return
-            except KeyboardInterrupt:
-                ray.get(driver.stop.remote())
-                for _ in _messages(stream):
-                    pass
-                raise
             except ray.exceptions.RayActorError:
-                if attempt == DRIVER_RESTARTS:
-                    raise RunFailed(
-                        f"the driver died {attempt + 1} times; --resume continues from its checkpoint"
-                    ) from None
-                yield {"note": "the driver died; it starts anew from its last checkpoint"}
+                yield {"note": "the driver died; another one continues from its last checkpoint"}
+            finally:
+                ray.kill(driver)
+        raise RunFailed(f"the driver died {DRIVER_RESTARTS + 1} times; --resume continues from its checkpoint")
 
 
-def _messages(stream: ray.ObjectRefGenerator) -> Iterator[Record]:
-    for reference in stream:
-        yield ray.get(reference)
+def _messages(driver: Any) -> Iterator[Record]:
+    stream = driver.run.options(num_returns="streaming").remote()
+    try:
+        yield from map(ray.get, stream)
+    except KeyboardInterrupt:
+        yield {"note": STOPPING}
+        ray.get(driver.stop.remote())
+        yield from map(ray.get, stream)
+    except GeneratorExit:  # interrupted while our caller was at work with a record
+        with suppress(ray.exceptions.RayActorError):
+            ray.get(driver.stop.remote())
+            for _ in stream:
+                pass
+        raise

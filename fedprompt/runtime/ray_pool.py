@@ -1,8 +1,8 @@
 """The pool of Ray workers: client data in the object store, one frozen backbone and a share of a GPU per worker.
 
-Every client's samples are one object, put once and read by workers as zero-copy views. Prepared features are objects too:
-made by whichever worker is free, once, and read by all. A worker that dies is started anew by Ray and its call repeated;
-as a call's result depends on its arguments alone, nothing but time is lost.
+Every client's samples are one object, put once and read by workers as zero-copy views. Prepared features are objects
+too: made once, by one worker, and read by all. A worker that dies is started anew by Ray and its call repeated; as a
+call's result depends on its arguments alone, nothing but time is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ray.util import ActorPool
 
 from fedprompt.client.cohort import Task, Update
 from fedprompt.client.evaluate import Predictions
-from fedprompt.client.examples import Examples
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
@@ -111,7 +110,7 @@ def _shares(config: Config) -> tuple[float, float, int]:
         room = min(room, int(all_gpus / gpus))
     if room < 1 or room < (runtime.workers or 1):
         raise InputError(
-            f"runtime.workers: {runtime.workers or 1} with {cpus:g} CPUs and {gpus:g} GPUs each do not fit the cluster's "
-            f"{cluster.get('CPU', 0):g} CPUs and {all_gpus:g} GPUs; allowed here: at most {room}"
+            f"runtime.workers: {runtime.workers or 1} with {cpus:g} CPUs and {gpus:g} GPUs each do not fit the "
+            f"cluster's {cluster.get('CPU', 0):g} CPUs and {all_gpus:g} GPUs; allowed here: at most {room}"
         )
     return cpus, gpus, runtime.workers or min(room, MOST_WORKERS)

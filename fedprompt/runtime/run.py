@@ -12,12 +12,13 @@ from pathlib import Path
 from fedprompt.config import Config, load
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import Federation, Record
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.tracking.files import write_atomic
+from fedprompt.tracking.tracker import OWN_FILES
 
-OWN = ("config.yaml", "metrics.jsonl", "result.json", "checkpoints", "tensorboard", "pools")
+OWN = ("config.yaml", "checkpoints", "tensorboard", "pools", "error.txt", *OWN_FILES)
 FREE_ON_RESUME = ("runtime", "tracking", "federation.rounds")  # what may change without changing the rounds so far
 
 
@@ -26,8 +27,13 @@ def default_output(config: Config) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.algorithm.name}"
 
 
-def new_run(output: Path, config: Config, overwrite: bool) -> None:
-    """Make the folder and write config.yaml. Raises InputError where a run lies there and may not be overwritten."""
+@contextmanager
+def new_run(output: Path, config: Config, overwrite: bool) -> Iterator[None]:
+    """Make the folder, write config.yaml, and let the run happen inside.
+
+    A run that lies there, if it may be overwritten, is laid aside until the new one ends: where the new one cannot even
+    begin because of its input, the folder is left as it was found. Raises InputError where nothing may be overwritten.
+    """
     if output.exists() and not output.is_dir():
         raise InputError(f"--output: {output} is a file; allowed: a folder")
     present = [name for name in OWN if (output / name).exists()]
@@ -35,11 +41,28 @@ def new_run(output: Path, config: Config, overwrite: bool) -> None:
         raise InputError(
             f"--output: {output} holds a run already ({present[0]}); allowed: --resume, --overwrite, or another folder"
         )
+    storage = config.runtime.storage
+    if storage and not store_of(storage, output).is_empty():
+        raise InputError(f"runtime.storage: {storage} holds the checkpoints of another run; allowed: an empty folder")
+    new, aside = not output.exists(), output / ".replaced"
+    _remove(aside)
+    aside.mkdir(parents=True)
     for name in present:
-        path = output / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    output.mkdir(parents=True, exist_ok=True)
-    _write_config(output, config)
+        (output / name).rename(aside / name)
+    try:
+        _write_config(output, config)
+        yield
+    except InputError:
+        if not (output / "metrics.jsonl").exists():  # it has not begun
+            for name in OWN:
+                _remove(output / name)
+            for path in aside.iterdir():
+                path.rename(output / path.name)
+        raise
+    finally:
+        _remove(aside)
+        if new and not any(output.iterdir()):
+            output.rmdir()
 
 
 def resumed_config(output: Path, path: str | None, overrides: Sequence[str]) -> Config:
@@ -50,6 +73,11 @@ def resumed_config(output: Path, path: str | None, overrides: Sequence[str]) -> 
     if path is not None:
         raise InputError(f"--resume: takes its configuration from {saved}; leave out {path}, overrides are allowed")
     before, now = load(saved), load(saved, overrides)
+    if now.federation.rounds < before.federation.rounds:
+        raise InputError(
+            f"federation.rounds: {now.federation.rounds} is less than the run's {before.federation.rounds}; "
+            f"allowed on --resume: {before.federation.rounds} or more"
+        )
     for key in _changes(before, now):
         if not key.startswith(FREE_ON_RESUME):
             raise InputError(f"{key}: cannot change on --resume; allowed: {', '.join(FREE_ON_RESUME)}")
@@ -62,7 +90,7 @@ def run_in_process(config: Config, output: Path) -> Iterator[Record]:
     data, algorithm = build_data(config), build_algorithm(config)
     pool = InProcessPool(config, data)
     try:
-        store = CheckpointStore(config.runtime.storage or str(output / "checkpoints"))
+        store = store_of(config.runtime.storage, output)
         yield from Federation(config, algorithm, data, pool, store, output).run()
     finally:
         pool.close()
@@ -80,6 +108,10 @@ def terminated_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _write_config(output: Path, config: Config) -> None:

@@ -26,17 +26,19 @@ def evaluate(pool: Pool, algorithm: Algorithm, state: State, data: FederatedData
     """
     personal = [name for name in state.params if algorithm.is_personal(name)]
     if len(personal) == len(state.params):
-        test, validation = (_mean_over_clients(pool, state, data, split, seed) for split in ("test", "validation"))
-        return {"validation": validation, "test": test, "clients": _own_local(pool, state, data)}
+        test, validation = (
+            _mean_over_clients(pool, algorithm, state, data, split, seed) for split in ("test", "validation")
+        )
+        return {"validation": validation, "test": test, "clients": _own_local(pool, algorithm, state, data)}
     test_predictions = pool.predict("test", state.params)
     classes = len(data.class_names)
     test = scores(test_predictions, classes)
     validation = scores(pool.predict("validation", state.params), classes)
     if not personal:
         return {"validation": validation, "test": test, "clients": _shared_local(test_predictions, data)}
-    own = _mean_over_clients(pool, state, data, "test", seed)
+    own = _mean_over_clients(pool, algorithm, state, data, "test", seed)
     clients = {
-        **_own_local(pool, state, data),
+        **_own_local(pool, algorithm, state, data),
         "own_head_global_accuracy": own["accuracy"],
         "averaged_head_global_accuracy": test["accuracy"],
     }
@@ -52,25 +54,27 @@ def subsample(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(by_class[np.linspace(0, len(labels) - 1, size).round().astype(int)])
 
 
-def _clients_params(state: State, data: FederatedData) -> dict[int, Params]:
-    return {c: {**state.params, **state.clients.get(c, {})} for c in range(len(data.local_tests))}
+def _clients_params(algorithm: Algorithm, state: State, data: FederatedData) -> dict[int, Params]:
+    return {client: algorithm.broadcast(state, client) for client in range(len(data.local_tests))}
 
 
 def _shared_local(test: Predictions, data: FederatedData) -> dict[str, float | None]:
     return client_scores([test.take(i).accuracy for i in data.local_tests], [len(i) for i in data.local_tests])
 
 
-def _own_local(pool: Pool, state: State, data: FederatedData) -> dict[str, float | None]:
+def _own_local(pool: Pool, algorithm: Algorithm, state: State, data: FederatedData) -> dict[str, float | None]:
     indices = {client: own for client, own in enumerate(data.local_tests) if len(own)}
-    models = {c: params for c, params in _clients_params(state, data).items() if c in indices}
+    models = {c: params for c, params in _clients_params(algorithm, state, data).items() if c in indices}
     predictions = pool.predict_clients("test", models, indices)
     return client_scores([predictions[c].accuracy for c in indices], [len(own) for own in indices.values()])
 
 
-def _mean_over_clients(pool: Pool, state: State, data: FederatedData, split: SplitName, seed: int) -> dict[str, Any]:
+def _mean_over_clients(
+    pool: Pool, algorithm: Algorithm, state: State, data: FederatedData, split: SplitName, seed: int
+) -> dict[str, Any]:
     labels = getattr(data, split).labels
-    part, models = subsample(labels, seed), _clients_params(state, data)
-    predictions = pool.predict_clients(split, models, {c: part for c in models})
+    part, models = subsample(labels, seed), _clients_params(algorithm, state, data)
+    predictions = pool.predict_clients(split, models, dict.fromkeys(models, part))
     each = [scores(predictions[c], len(data.class_names)) for c in models]
     mean = {k: float(np.mean([s[k] for s in each])) for k in ("accuracy", "balanced_accuracy", "macro_f1", "loss")}
     per_class = zip(*(s["per_class"] for s in each), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from fedprompt.client.cohort import Task, Training, Update, train_group
 from fedprompt.client.evaluate import Predictions, predict
 from fedprompt.client.examples import Examples, prepare, token_bytes
 from fedprompt.config import Config
+from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
 from fedprompt.runtime.build import build_algorithm, build_model, local_options
 from fedprompt.seeding import Stream, generator
@@ -34,8 +36,13 @@ class Worker:
             torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
         self._config, self._domain_classes = config, domain_classes
+        self._classes = classes
         self._algorithm = build_algorithm(config)
-        self._model = build_model(config, classes)
+
+    @cached_property
+    def _model(self) -> PromptedModel:
+        """Made when first asked for: as a Ray actor, only a method can fail in a way that tells the user why."""
+        return build_model(self._config, self._classes)
 
     def facts(self) -> Facts:
         """The params at their start, and sizes."""

@@ -1,0 +1,85 @@
+"""What many tests share: a tiny random ViT, models on it, and small random examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedprompt.client.examples import Examples
+from fedprompt.models.backbone import Backbone
+from fedprompt.models.batch import Batch, groups_of
+from fedprompt.models.heads import HeadOptions
+from fedprompt.models.kinds import PromptOptions
+from fedprompt.models.model import PromptedModel
+from fedprompt.models.timm_import import import_timm
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="session")
+def make_vit() -> Callable[..., nn.Module]:
+    """Make a ViT of 28 px, patch 7 (17 tokens), width 32, 3 blocks, 4 heads.
+
+    timm's own start is so small that blocks hardly change their input, so noise makes every tensor matter.
+    """
+
+    def make(seed: int = 0, **changes) -> nn.Module:
+        size = {"img_size": 28, "patch_size": 7, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
+        vit = import_timm().models.vision_transformer.VisionTransformer(**{**size, **changes}).eval()
+        noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weights in vit.parameters():
+                start = torch.ones_like(weights) if weights.ndim == 1 and weights.mean() > 0.5 else 0
+                weights.copy_(start + 0.15 * torch.randn(weights.shape, generator=noise))
+        vit.pretrained_cfg = {"mean": MEAN, "std": STD}
+        return vit
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def backbone(make_vit) -> Backbone:
+    """The tiny ViT as the frozen backbone."""
+    return Backbone(make_vit(), 28)
+
+
+@pytest.fixture(scope="session")
+def make_model(backbone) -> Callable[..., PromptedModel]:
+    """Make a model on the tiny backbone; 5 classes, 4 prompts (a pool of 6, of which 3 serve), narrow head."""
+
+    def make(kind: str = "prompt", *, classes: int = 5, head: HeadOptions | None = None, **prompt) -> PromptedModel:
+        small = {"length": 4, "pool_size": 6, "top_k": 3}
+        head = head or HeadOptions(hidden=16)
+        return PromptedModel(backbone, PromptOptions(kind=kind, **{**small, **prompt}), head, classes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_examples() -> Callable[..., Examples]:
+    """Make n random grey (or colour) images of 4 x 4 even fields, with random labels."""
+
+    def make(n: int, seed: int = 0, *, size: int = 28, channels: int = 1, classes: int = 5) -> Examples:
+        rng = np.random.default_rng([n, seed])
+        fields = rng.integers(0, 256, (n, 4, 4, channels), dtype=np.uint8)
+        images = fields.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
+        return Examples(rng.integers(0, classes, n), np.zeros(n, dtype=np.int64), images)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """Make a batch of groups of the given sizes out of whatever the test gives it."""
+
+    def make(counts: Sequence[int], **given: Tensor | None) -> Batch:
+        group, slot = groups_of(tuple(counts), "cpu")
+        absent = dict.fromkeys(("mask", "images", "tokens", "query", "keep"))
+        labels = torch.zeros(sum(counts), dtype=torch.int64)
+        return Batch(counts=tuple(counts), group=group, slot=slot, **{"labels": labels, **absent, **given})
+
+    return make

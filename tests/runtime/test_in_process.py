@@ -1,0 +1,225 @@
+"""A whole federation in one process: what a round does, what it records, and what the result says."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fedprompt.errors import InputError
+from fedprompt.models.params import size_in_bytes
+from fedprompt.runtime import run as running
+from fedprompt.runtime.build import build_algorithm, build_data
+from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.federation import Federation, RunFailed
+from fedprompt.runtime.pool import InProcessPool
+from fedprompt.seeding import Stream, generator
+
+SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "loss", "validation_accuracy", "round"}
+
+
+@pytest.fixture(scope="module")
+def pfpt(shared_runs):
+    """Records of one run of PFPT, which several tests look at."""
+    return shared_runs.local("pfpt")
+
+
+def test_every_round_is_recorded_with_what_happened_in_it(pfpt, shared_runs):
+    start, *rounds = pfpt[:-1]
+    assert start.keys() == {"round", "validation", "test", "clients", "seconds"}
+    assert [record["round"] for record in rounds] == [1, 2, 3]
+    for record in rounds:
+        assert record.keys() >= {"cohort", "train", "aggregate", "communication", "seconds", "warnings", "test"}
+        assert record["aggregate"].keys() >= {"pool_size", "drift_relative", "margin", "sigma_min", "changed"}
+        assert record["seconds"].keys() == {"train", "aggregate", "evaluate", "total"}
+    assert [line["round"] for line in shared_runs.lines("pfpt")] == [0, 1, 2, 3]
+
+
+def test_the_result_has_the_keys_that_users_rely_on(pfpt, shared_runs):
+    result = json.loads((shared_runs.folder / "pfpt" / "result.json").read_text())
+    assert result == json.loads(json.dumps(pfpt[-1]["result"]))
+    assert (result["algorithm"], result["dataset"], result["backbone"]) == ("pfpt", "digits", "test_vit")
+    assert (result["seed"], result["rounds"]) == (0, 3)
+    for part in ("final", "best", "last10"):
+        assert result[part].keys() >= SCORES
+    assert result["clients"].keys() == {"mean_accuracy", "worst_decile_accuracy"}
+    assert result["pool_size"].keys() == {"first", "last"}
+    assert result["communication"].keys() == {"up_bytes", "down_bytes", "full_model_bytes"}
+    assert result["seconds"].keys() == {"train", "aggregate", "evaluate", "total"}
+    assert result["versions"].keys() >= {"fedprompt", "torch", "python"}
+
+
+def test_the_result_sums_up_the_rounds(pfpt):
+    rounds, result = pfpt[1:-1], pfpt[-1]["result"]
+    accuracies = [record["test"]["accuracy"] for record in rounds]
+    on_validation = [record["validation"]["accuracy"] for record in rounds]
+    best = on_validation.index(max(on_validation))
+    assert result["final"]["accuracy"] == accuracies[-1]
+    assert (result["best"]["accuracy"], result["best"]["round"]) == (accuracies[best], best + 1)
+    assert result["last10"]["accuracy"] == pytest.approx(sum(accuracies) / 3)
+    assert result["pool_size"] == {"first": 6, "last": rounds[-1]["aggregate"]["pool_size"]}
+    for way in ("up_bytes", "down_bytes"):
+        assert result["communication"][way] == sum(record["communication"][way] for record in rounds)
+
+
+def test_cohorts_are_drawn_without_replacement_and_again_in_the_same_way(runs):
+    algorithm = build_algorithm(runs.config("federation.clients=20", "federation.cohort=15"))
+    drawn, again = ([algorithm.cohort(None, r, generator(0, Stream.COHORT, r)) for r in range(1, 6)] for _ in range(2))
+    assert drawn == again
+    assert all(len(set(cohort)) == 15 and set(cohort) <= set(range(20)) for cohort in drawn)
+    assert all(cohort == sorted(cohort) for cohort in drawn)
+    assert len({tuple(cohort) for cohort in drawn}) == 5
+
+
+def test_the_same_command_twice_gives_the_same_bits(pfpt, shared_runs, same_params):
+    again = shared_runs.local("again")
+    assert same_params(shared_runs.params("pfpt"), shared_runs.params("again"))
+    assert shared_runs.lines("pfpt") == shared_runs.lines("again")
+    assert again[-1]["result"]["final"] == pfpt[-1]["result"]["final"]
+
+
+def test_another_seed_gives_another_run(pfpt, shared_runs):
+    shared_runs.local("other", "seed=1", "federation.rounds=1")
+    first, other = shared_runs.params("pfpt"), shared_runs.params("other")
+    assert not torch.equal(first["head.1.weight"], other["head.1.weight"])
+
+
+def test_groups_depend_on_the_configuration_alone_and_change_nothing_but_last_digits(pfpt, shared_runs):
+    shared_runs.local("single", "runtime.group_size=1", "runtime.workers=2")
+    whole, single = shared_runs.params("pfpt"), shared_runs.params("single")
+    assert whole["pool"].shape == single["pool"].shape
+    assert all(torch.allclose(whole[name], single[name], atol=1e-4) for name in whole)
+
+
+def test_kept_tokens_change_nothing_but_last_digits(pfpt, shared_runs):
+    shared_runs.local("uncached", "runtime.cache_mb=0")
+    kept, anew = shared_runs.params("pfpt"), shared_runs.params("uncached")
+    assert all(torch.allclose(kept[name], anew[name], atol=1e-4) for name in kept)
+
+
+@pytest.mark.parametrize(("method", "up", "down"), [("fedavg", 1, 1), ("head", 1, 1), ("local", 0, 0)])
+def test_bytes_are_those_of_the_tensors_that_travel(runs, method, up, down):
+    records = runs.local(method, f"algorithm.name={method}", "federation.rounds=1")
+    size = size_in_bytes(runs.params(method))
+    head = 4 * (64 * 512 + 512 + 512 * 10 + 10)
+    assert size == head + (10 * 64 * 4 if method != "head" else 0)  # 10 prompts of test_vit's width
+    assert records[1]["communication"] == {"up_bytes": 3 * up * size, "down_bytes": 3 * down * size}
+
+
+def test_the_full_model_goes_both_ways_for_every_client_of_every_cohort(pfpt, shared_runs):
+    facts = InProcessPool(shared_runs.config(), build_data(shared_runs.config())).facts
+    assert pfpt[-1]["result"]["communication"]["full_model_bytes"] == 2 * 3 * 3 * facts.full_model_bytes
+
+
+def test_rounds_between_evaluations_are_not_scored_but_the_last_always_is(runs):
+    records = runs.local("sparse", "federation.eval_every=2", "algorithm.name=head")
+    assert [record["round"] for record in records[:-1] if "test" in record] == [0, 2, 3]
+    assert records[-1]["result"]["last10"]["evaluations"] == 2
+
+
+class Spoiled:
+    """A pool that returns infinite params for some clients."""
+
+    def __init__(self, pool, clients):
+        self._pool, self._clients, self.facts = pool, clients, pool.facts
+
+    def __getattr__(self, name):
+        return getattr(self._pool, name)
+
+    def train(self, round, groups):
+        for updates in self._pool.train(round, groups):
+            yield [self._spoil(update) if update.client in self._clients else update for update in updates]
+
+    def _spoil(self, update):
+        params = {**update.params, "head.2.bias": update.params["head.2.bias"] * float("nan")}
+        return dataclasses.replace(update, params=params)
+
+
+def spoiled_federation(runs, clients):
+    config = runs.config("algorithm.name=fedavg", "federation.rounds=1", "federation.cohort=6")
+    data = build_data(config)
+    store = CheckpointStore(str(runs.folder / "spoiled" / "checkpoints"))
+    pool = Spoiled(InProcessPool(config, data), clients)
+    return Federation(config, build_algorithm(config), data, pool, store, runs.folder / "spoiled")
+
+
+def test_updates_that_are_not_finite_are_left_out_and_told(runs):
+    record = list(spoiled_federation(runs, {1, 4}).run())[1]
+    assert record["warnings"] == ["left out clients [1, 4]: their params are not finite"]
+    assert all(torch.isfinite(value).all() for value in runs.params("spoiled").values())
+
+
+def test_a_round_without_any_finite_update_fails_the_run(runs):
+    with pytest.raises(RunFailed, match=r"round 1: .*local\.lr"):
+        list(spoiled_federation(runs, set(range(6))).run())
+    assert not (runs.folder / "spoiled" / "result.json").exists()
+
+
+def test_a_run_that_diverges_ends_with_code_1_and_one_line(runs, start_process):
+    command = runs.command("diverged", "algorithm.name=fedavg", "local.lr=1e38", "local.optimizer=sgd", "--local")
+    process = start_process(command)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert errors.count("\n") == 1
+    assert "not a number" in errors
+
+
+def test_personal_heads_are_reported_beside_their_average(runs):
+    result = runs.local("own", "head.personal=true", "federation.rounds=2")[-1]["result"]
+    assert result["clients"].keys() >= {"own_head_global_accuracy", "averaged_head_global_accuracy"}
+    assert result["clients"]["averaged_head_global_accuracy"] == result["final"]["accuracy"]
+
+
+def test_a_new_run_refuses_a_folder_with_a_run_unless_it_may_overwrite(runs):
+    config, output = runs.config(), runs.folder / "run"
+    with running.new_run(output, config, overwrite=False):
+        (output / "result.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a run already"), running.new_run(output, config, overwrite=False):
+        pass
+    with running.new_run(output, config, overwrite=True):
+        assert not (output / "result.json").exists()
+    assert [path.name for path in output.iterdir()] == ["config.yaml"]
+
+
+def fail_after_making(folder):
+    folder.mkdir()
+    raise InputError("no such data")
+
+
+def test_a_run_that_cannot_begin_leaves_the_folder_as_it_was(runs):
+    output = runs.folder / "run"
+    folder = running.new_run(output, runs.config(), overwrite=False)
+    with pytest.raises(InputError), folder:
+        raise InputError("wrong")
+    assert not output.exists()
+    (output / "checkpoints").mkdir(parents=True)
+    (output / "checkpoints" / "round_000003.pt").write_text("precious")
+    (output / "config.yaml").write_text("before")
+    with pytest.raises(InputError, match="no such data"), running.new_run(output, runs.config(), overwrite=True):
+        fail_after_making(output / "checkpoints")
+    assert (output / "config.yaml").read_text() == "before"
+    assert (output / "checkpoints" / "round_000003.pt").read_text() == "precious"
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_another_runs_checkpoints_in_the_storage_are_never_taken_over(runs):
+    runs.local("first", "federation.rounds=1")
+    config = runs.config(f"runtime.storage={runs.folder / 'first' / 'checkpoints'}")
+    with pytest.raises(InputError, match=r"runtime\.storage"), running.new_run(runs.folder / "new", config, True):
+        pass
+
+
+def test_what_runs_without_ray_never_imports_it(runs):
+    program = f"""
+import sys
+import fedprompt, fedprompt.config, fedprompt.client.cohort, fedprompt.algorithms.pfpt, fedprompt.data
+import fedprompt.models.model, fedprompt.tracking
+assert "ray" not in sys.modules
+from fedprompt.cli import main
+main.main({runs.command("run", "federation.rounds=1", "--local")[3:]!r})
+assert "ray" not in sys.modules, "a run in this process imported ray"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
+    assert (runs.folder / "run" / "result.json").exists()

@@ -1,0 +1,215 @@
+"""On Ray the same happens as in one process, whoever does the work and whoever dies meanwhile."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ray = pytest.importorskip("ray")
+
+from fedprompt.cli import main  # noqa: E402
+from fedprompt.errors import InputError  # noqa: E402
+from fedprompt.runtime.driver import Driver  # noqa: E402
+from fedprompt.runtime.on_ray import connected, run_on_ray  # noqa: E402
+from fedprompt.runtime.run import terminated_as_interrupt  # noqa: E402
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local(shared_runs):
+    """Records of the run in this process that all others are compared with."""
+    return shared_runs.local("local")
+
+
+@pytest.fixture(scope="module")
+def two(shared_runs):
+    """Records of the run on two workers with half a core each."""
+    return list(on_ray(shared_runs, "two", "runtime.workers=2", "runtime.cpus_per_worker=0.5"))
+
+
+def on_ray(runs, name, *overrides):
+    return run_on_ray(runs.config(*overrides), runs.folder / name)
+
+
+def children(parent):
+    """Process ids and titles of a process's children."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(status.rpartition(")")[2].split()[1]) == parent:
+            found[int(folder.name)] = title
+    return found
+
+
+def processes_of(actor):
+    """Process ids of this cluster's actors of a class."""
+    raylets = [pid for pid, title in children(os.getpid()).items() if "raylet" in title]
+    return [pid for raylet in raylets for pid, title in children(raylet).items() if title.startswith(f"ray::{actor}")]
+
+
+def accuracies(records):
+    return [record["test"]["accuracy"] for record in records if "test" in record]
+
+
+@pytest.mark.parametrize("workers", ["one", "two"])
+def test_workers_find_what_one_process_finds(local, shared_runs, two, workers):
+    records = two if workers == "two" else list(on_ray(shared_runs, "one", "runtime.workers=1"))
+    assert accuracies(records) == pytest.approx(accuracies(local), abs=1e-3)
+    expected, found = shared_runs.params("local"), shared_runs.params(workers)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(expected[name], found[name], atol=1e-4) for name in expected)
+    assert len(accuracies(records)) == 4
+    assert records[-1]["result"]["communication"] == local[-1]["result"]["communication"]
+
+
+def test_a_killed_worker_changes_no_bit(two, shared_runs, same_params):
+    killed = []
+    for record in on_ray(shared_runs, "bereft", "runtime.workers=2", "runtime.cpus_per_worker=0.5"):
+        if record.get("round") == 1:
+            killed = processes_of("Worker")
+            os.kill(killed[0], signal.SIGKILL)
+    assert len(killed) == 2
+    assert same_params(shared_runs.params("bereft"), shared_runs.params("two"))
+    assert shared_runs.lines("bereft") == shared_runs.lines("two")
+
+
+def test_a_killed_driver_is_replaced_and_changes_no_bit(two, shared_runs, same_params):
+    notes, rounds = [], []
+    for record in on_ray(shared_runs, "orphaned", "runtime.workers=2", "runtime.cpus_per_worker=0.5"):
+        notes += [record["note"]] if "note" in record else []
+        rounds += [record["round"]] if "round" in record else []
+        if record.get("round") == 1 and not notes:
+            (driver,) = processes_of("Driver")
+            os.kill(driver, signal.SIGKILL)
+    assert len(notes) == 1
+    assert "last checkpoint" in notes[0]
+    assert rounds[-1] == 3
+    assert len(rounds) - len(set(rounds)) <= 2  # at most what was under way is done again
+    assert same_params(shared_runs.params("orphaned"), shared_runs.params("two"))
+    assert shared_runs.lines("orphaned") == shared_runs.lines("two")
+    assert record["result"]["final"] == two[-1]["result"]["final"]
+
+
+def test_a_listener_that_leaves_has_the_run_saved(two, shared_runs, same_params):
+    records = on_ray(shared_runs, "left", "runtime.workers=1", "runtime.checkpoint_every=50")
+    while next(records).get("round") != 1:
+        pass
+    records.close()
+    assert not processes_of("Driver")
+    rest = shared_runs.local("left")
+    assert rest[0].get("round", 4) >= 2
+    assert same_params(shared_runs.params("left"), shared_runs.params("two"))
+    assert shared_runs.lines("left") == shared_runs.lines("two")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["runtime.workers=5"], "runtime.workers: 5 with 1 CPUs and 0 GPUs each"),
+        (["runtime.gpus_per_worker=1"], "runtime.workers"),
+        (["prompt.layer=50"], "prompt.layer"),  # a worker finds out
+        (["data.root=/nowhere"], "data.root"),  # the driver does
+    ],
+)
+def test_bad_input_is_told_in_one_line_wherever_it_is_found_out(runs, capsys, overrides, named):
+    with pytest.raises(SystemExit) as end:
+        main.main(runs.command("run", *overrides)[3:])
+    line = capsys.readouterr().err
+    assert end.value.code == 2
+    assert line.count("\n") == 1
+    assert named in line
+    assert not (runs.folder / "run").exists()
+
+
+def test_a_worker_that_fails_is_told_in_one_line_with_the_rest_in_a_file(tmp_path):
+    @ray.remote
+    def fails():
+        raise FloatingPointError("overflow\nsecond line")
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fails.remote())
+    told = Driver(None, str(tmp_path))._told(caught.value)
+    assert told["code"] == 1
+    assert told["error"].startswith("a worker failed (FloatingPointError: overflow); ")
+    assert "second line" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_full_disk_under_the_driver_is_a_failed_run(tmp_path):
+    told = Driver(None, str(tmp_path))._told(OSError(28, "No space left on device", "metrics.jsonl"))
+    assert told == {"error": "metrics.jsonl: No space left on device", "code": 1}
+
+
+def test_a_stopped_command_saves_resumes_and_leaves_no_process(runs, shared_runs, same_params, start_process):
+    shared_runs.local("long", "federation.rounds=20")
+    process = start_process(runs.command("run", "federation.rounds=20", "runtime.workers=1"))
+    metrics = runs.folder / "run" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    started = family(process.pid)
+    assert any("raylet" in title for title in started.values())
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    notes = [line for line in errors.splitlines() if "stopping after the round under way" not in line]
+    assert notes == [f"fedprompt: stopped; continue with: fedprompt run --resume --output {runs.folder / 'run'}"]
+    assert len(runs.lines("run")) < 21
+    wait_until_gone(started)
+    runs.local("run", "federation.rounds=20")
+    assert same_params(runs.params("run"), shared_runs.params("long"))
+    assert runs.lines("run") == shared_runs.lines("long")
+
+
+def family(pid):
+    """Everything that a process has started, and what that has started."""
+    found = children(pid)
+    return {**found, **{p: title for child in found for p, title in family(child).items()}}
+
+
+def wait_until_gone(processes):
+    def left():
+        return [title for pid, title in processes.items() if Path(f"/proc/{pid}/cmdline").exists() and not zombie(pid)]
+
+    deadline = time.monotonic() + 20
+    while left():
+        assert time.monotonic() < deadline, left()
+        time.sleep(0.1)
+
+
+def zombie(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_rays_own_handler_does_not_take_sigterms_place(runs, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    with terminated_as_interrupt(), connected(runs.config()), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(runs, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(InputError, match=r"runtime\.address: cannot connect to '127\.0\.0\.1:9'"),
+        connected(runs.config("runtime.address=127.0.0.1:9")),
+    ):
+        pass

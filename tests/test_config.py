@@ -1,0 +1,162 @@
+"""The configuration: what is read is what was meant, and what is wrong is told in one line."""
+
+import pytest
+
+from fedprompt.config import load
+from fedprompt.errors import InputError
+
+
+def refusal(*overrides, path=None):
+    """The one line about a wrong configuration."""
+    with pytest.raises(InputError) as caught:
+        load(path, list(overrides))
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_without_file_and_overrides_all_defaults_hold():
+    config = load()
+    assert (config.algorithm.name, config.prompt.kind, config.data.name) == ("pfpt", "pool", "fashion-mnist-small")
+    assert config.algorithm.settings["sweeps"] == 50
+
+
+def test_a_file_and_overrides_are_laid_over_the_defaults(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("seed: 3\npartition:\n  alpha: 0.5\nfederation:\n  clients: 8\n  cohort: 2\n")
+    config = load(path, ["federation.cohort=4", "partition.kind=iid"])
+    assert (config.seed, config.partition.alpha, config.partition.kind) == (3, 0.5, "iid")
+    assert (config.federation.clients, config.federation.cohort, config.federation.rounds) == (
+        8,
+        4,
+        load().federation.rounds,
+    )
+
+
+def test_a_section_whose_keys_are_all_commented_out_keeps_its_defaults(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("local:\n  # lr: 1.0\nalgorithm:\nseed: 1\n")
+    assert load(path, ["local.epochs=2"]).local.model_dump() == load(None, ["local.epochs=2"]).local.model_dump()
+
+
+@pytest.mark.parametrize("text", ["5e-4", "0.0005", "'5e-4'", "5.0e-04"])
+def test_numbers_in_exponent_notation_are_numbers(text):
+    assert load(None, [f"local.lr={text}"]).local.lr == 0.0005  # YAML 1.1 itself reads 5e-4 as text
+
+
+def test_an_empty_value_is_none():
+    assert load(None, ["prompt.kind=", "data.root=null"]).data.root is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["algorithm.name=fedavg", "prompt.kind=deep", "local.betas=[0.8,0.99]", "data.root=/some/where"],
+        ["algorithm.schedule=joint", "algorithm.max_pool=30", "runtime.gpus_per_worker=0.25"],
+    ],
+)
+def test_a_written_configuration_reads_back_as_the_same(tmp_path, overrides):
+    config = load(None, overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert load(path) == config
+    assert load(path).algorithm.settings == config.algorithm.settings
+
+
+def test_the_kind_of_prompts_is_the_algorithms_own_unless_given():
+    assert load(None, ["algorithm.name=head"]).prompt.kind == "none"
+    assert load(None, ["algorithm.name=fedavg"]).prompt.kind == "prompt"
+    assert load(None, ["algorithm.name=fedavg", "prompt.kind=pool"]).prompt.kind == "pool"
+
+
+def test_what_is_read_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load().local.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("fedration.clients=3", ["fedration", "did you mean 'federation'?", "backbone"]),
+        ("federation.client=3", ["federation.client", "did you mean 'clients'?", "cohort, rounds"]),
+        ("algorithm.name=pftp", ["algorithm.name", "'pftp'", "did you mean 'pfpt'?", "fedavg"]),
+        ("algorithm.sweps=3", ["algorithm.sweps", "did you mean 'sweeps'?", "max_pool"]),
+        ("algorithm.sweeps=many", ["algorithm.sweeps", "'many'", "a whole number"]),
+        ("algorithm.schedule=joined", ["algorithm.schedule", "'joined'", "'sequential' or 'joint'"]),
+        ("federation.clients=abc", ["federation.clients", "'abc'", "a whole number"]),
+        ("federation.clients=3.5", ["federation.clients", "3.5", "a whole number"]),
+        ("local.lr=fast", ["local.lr", "'fast'", "a number"]),
+        ("head.personal=perhaps", ["head.personal", "'perhaps'", "true or false"]),
+        ("data.name=5", ["data.name", "found 5", "text"]),
+        ("partition.alpha=0", ["partition.alpha", "found 0", "greater than 0"]),
+        ("partition.alpha=.nan", ["partition.alpha", "nan", "finite"]),
+        ("partition.kind=dirichlt", ["partition.kind", "did you mean 'dirichlet'?", "'shards'"]),
+        ("runtime.precision=fp16", ["runtime.precision", "'fp16'", "'bfloat16'"]),
+        ("federation.cohort=21", ["federation.cohort", "21", "federation.clients = 20", "1 to 20"]),
+        ("prompt.top_k=21", ["prompt.top_k", "21", "prompt.pool_size = 20", "1 to 20"]),
+        ("prompt.kind=deep", ["prompt.kind", "'deep'", "'pfpt'", "allowed: pool"]),
+        ("local.betas=[0.9]", ["local.betas", "0.9"]),
+        ("local.betas=[0.9, 1.5]", ["local.betas", "1.5", "below 1"]),
+        ("runtime.gpus_per_worker=1.5", ["runtime.gpus_per_worker", "1.5", "fraction"]),
+        ("federation=5", ["federation", "found 5", "clients, cohort, rounds"]),
+        ("algorithm=fedavg", ["algorithm", "'fedavg'", "name"]),
+        ("seed=-1", ["seed", "-1", "0"]),
+        ("seed.of=3", ["seed", "whole number"]),
+        ("rounds", ["'rounds'", "key.path=value"]),
+        ("=3", ["'=3'", "key.path=value"]),
+        ("federation..rounds=3", ["federation..rounds", "key.path=value"]),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key_and_what_is_allowed(override, named):
+    line = refusal(override)
+    for part in named:
+        assert part in line
+
+
+def test_nothing_can_be_set_below_a_value(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("federation: 5\n")
+    assert "federation.rounds" in refusal("federation.rounds=3", path=path)
+
+
+def test_personal_heads_do_not_go_with_a_single_client():
+    line = refusal("algorithm.name=centralized", "head.personal=true")
+    assert "head.personal" in line
+    assert "centralized" in line
+
+
+def test_further_wrong_keys_are_counted():
+    assert refusal("seed=-1", "local.lr=-1", "federation.rounds=0").endswith("(and 2 more wrong keys)")
+    assert refusal("seed=-1", "local.lr=-1").endswith("(and 1 more wrong key)")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a: [1, 2", "not valid YAML"),
+        (b"a: b: c", "not valid YAML"),
+        (b"born: 2020-13-45", "not valid YAML"),
+        (b"\xff\xfe\x00", "cannot read"),
+        (b"- 1\n- 2\n", "found a list"),
+        (b"hello", "found a str"),
+        (b"federation: [1]", "federation: found [1]"),
+        (b"3: 4", "3: unknown key"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path, content, told):
+    path = tmp_path / "my.yaml"
+    path.write_bytes(content)
+    assert told in refusal(path=path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    assert "missing.yaml" in refusal(path=tmp_path / "missing.yaml")
+    assert "Is a directory" in refusal(path=tmp_path)
+
+
+def test_tags_in_a_file_execute_nothing(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"seed: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    assert "not valid YAML" in refusal(path=path)
+    assert not (tmp_path / "made").exists()
