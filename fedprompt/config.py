@@ -123,7 +123,7 @@ class RuntimeSection(Section):
     workers: PositiveInt | None = None
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: float | None = Field(None, ge=0)
-    group_size: PositiveInt = 8
+    group_size: PositiveInt = 3  # clients that train as one batch; on a GPU more are faster
     address: str | None = None
     storage: str | None = None
     cache_mb: float = Field(2048, ge=0)

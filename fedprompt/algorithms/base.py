@@ -102,6 +102,10 @@ class Algorithm:
         """Make the next state out of the cohort's updates (in ascending order of clients, all of them finite)."""
         raise NotImplementedError
 
+    def after_test(self, state: State, selected: np.ndarray | None) -> State:
+        """Be told which prompts of the pool served the test set, bool [P]; by default nobody listens."""
+        return state
+
     def remember(self, state: State, updates: Sequence[Update]) -> State:
         """Put what is personal in the updates into the client store."""
         kept = {

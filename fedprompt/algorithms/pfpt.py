@@ -33,20 +33,25 @@ from fedprompt.client.cohort import Update
 from fedprompt.errors import InputError
 from fedprompt.models.params import weighted_mean
 
+SERVED = "served_in_test"
+
 
 class PFPTSettings(BaseModel):
     """How the server fits the generative model, and what it says about the pool.
 
     ``schedule``: ``sequential`` steps and matches client by client as the published code does, ``joint`` all at once.
     ``prior``: ``odds`` weighs a candidate by log p − log(1 − p), as the objective demands; ``reference`` is the
-    published code's form. ``max_pool``: keep at most so many prompts, the most used ones. ``warn_growth``: warn when
-    the pool has grown past this multiple of its first size.
+    published code's form. ``candidates``: which prompts are matched, those that the ``cohort`` used, or, as in the
+    published code, also those that served the test set (``cohort+test``: it looks at test images). ``max_pool``: keep
+    at most so many prompts, the most used ones. ``warn_growth``: warn when the pool has grown past this multiple of
+    its first size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schedule: Literal["sequential", "joint"] = "sequential"
     prior: Literal["odds", "reference"] = "odds"
+    candidates: Literal["cohort", "cohort+test"] = "cohort"
     sweeps: PositiveInt = 50
     lr: PositiveFloat = 1e-3
     hidden: PositiveInt = 128
@@ -73,7 +78,10 @@ class PFPT(Algorithm):
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """Average what is not a prompt; the candidates that the fitted model uses are the new pool."""
         params = weighted_mean([update.params for update in updates], [update.samples for update in updates])
-        used = torch.stack([update.selected for update in updates]).any(0)  # bool [P], U
+        selected = [update.selected for update in updates]
+        if SERVED in state.memory:
+            selected.append(state.memory[SERVED])
+        used = torch.stack(selected).any(0)  # bool [P], U
         sets = torch.stack([update.params["pool"][used] for update in updates])  # [C, n, D]
         start = state.params["pool"][used]
         fitted = aggregate_sets(sets, self._generative(), rng, self.settings.max_pool)
@@ -83,7 +91,14 @@ class PFPT(Algorithm):
             "used": float(used.sum()),
             "moved_relative": float((sets - start).square().mean().sqrt() / start.square().mean().sqrt()),
         }
-        return self.remember(replace(state, params=params), updates), metrics
+        memory = {name: value for name, value in state.memory.items() if name != SERVED}  # of the pool before
+        return self.remember(replace(state, params=params, memory=memory), updates), metrics
+
+    def after_test(self, state: State, selected: np.ndarray | None) -> State:
+        """Under ``cohort+test``, remember which prompts served the test set until the next aggregation."""
+        if self.settings.candidates == "cohort" or selected is None:
+            return state
+        return replace(state, memory={**state.memory, SERVED: torch.from_numpy(selected)})
 
     def warnings(self, metrics: Metrics) -> list[str]:
         """Say so when the pool has shrunk to what one batch takes, or grows without end."""

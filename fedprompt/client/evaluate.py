@@ -24,17 +24,18 @@ class Predictions:
     labels: np.ndarray  # int64 [n]
     predicted: np.ndarray  # int64 [n]
     losses: np.ndarray  # float32 [n], cross-entropy
+    selected: np.ndarray | None = None  # bool [P]: prompts of the pool that served any of the batches
 
     @staticmethod
     def concatenate(parts: Sequence[Predictions]) -> Predictions:
-        """Put the predictions of several shards one after the other."""
-        return Predictions(
-            *(np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "predicted", "losses"))
-        )
+        """Put the predictions of several shards, made with the same params, one after the other."""
+        columns = (np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "predicted", "losses"))
+        selected = None if parts[0].selected is None else np.any([p.selected for p in parts], axis=0)
+        return Predictions(*columns, selected)
 
     def take(self, indices: np.ndarray) -> Predictions:
         """Return the predictions at ``indices``."""
-        return Predictions(self.labels[indices], self.predicted[indices], self.losses[indices])
+        return Predictions(self.labels[indices], self.predicted[indices], self.losses[indices], self.selected)
 
     @property
     def correct(self) -> np.ndarray:
@@ -61,17 +62,20 @@ def predict(
     """
     params = {name: value.to(model.backbone.device) for name, value in params.items()}
     data = Arrays(examples, domain_classes, model.backbone.device)
-    predicted, losses = [], []
+    predicted, losses, selected = [], [], []
     span = batch_size * BATCHES_AT_ONCE
     for start in range(0, len(examples), span):
         indices = np.arange(start, min(start + span, len(examples)))
         counts = tuple(len(part) for part in np.split(indices, range(batch_size, len(indices), batch_size)))
         stacked = {name: value.expand(len(counts), *value.shape) for name, value in params.items()}
         batch = data.batch(indices, counts, keep=None)
-        logits = model.forward(stacked, batch).logits
-        predicted.append(logits.argmax(1).cpu().numpy())
-        losses.append(F.cross_entropy(logits, batch.labels, reduction="none").cpu().numpy())
-    return Predictions(examples.labels, np.concatenate(predicted), np.concatenate(losses))
+        output = model.forward(stacked, batch)
+        predicted.append(output.logits.argmax(1).cpu().numpy())
+        losses.append(F.cross_entropy(output.logits, batch.labels, reduction="none").cpu().numpy())
+        if output.selected is not None:
+            selected.append(output.selected.any(0).cpu().numpy())
+    used = np.any(selected, axis=0) if selected else None
+    return Predictions(examples.labels, np.concatenate(predicted), np.concatenate(losses), used)
 
 
 def scores(predictions: Predictions, classes: int) -> dict[str, float | list[float | None]]:

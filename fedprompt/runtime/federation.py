@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,11 @@ class Federation:
     def _first_evaluation(self, tracker: Tracker) -> Record:
         seconds: dict[str, float] = {}
         with _timed(seconds, "evaluate"):
-            scored = self._evaluate(self._now.state)
-        record = {"round": 0, **scored, "seconds": seconds}
+            state, scored = self._evaluate(self._now.state)
+        self._now = replace(self._now, state=state)
+        pool = self._now.state.params.get("pool")
+        sizes = {} if pool is None else {"aggregate": {"pool_size": float(len(pool))}}
+        record = {"round": 0, **sizes, **scored, "seconds": seconds}
         tracker.round(record, _prompts(self._now.state))
         self._begun = True
         self._save()
@@ -135,7 +140,8 @@ class Federation:
             }
             if self._is_scored(round):
                 with _timed(seconds, "evaluate"):
-                    record.update(self._evaluate(state))
+                    state, scored = self._evaluate(state)
+                record.update(scored)
         totals = _added(before.totals, {**record["communication"], **seconds})
         return Checkpoint(round, state, totals), record
 
@@ -154,12 +160,19 @@ class Federation:
         return finite, [f"left out clients {lost}: their params are not finite"] if lost else []
 
     def _groups(self, tasks: Sequence[Task], epochs: float) -> list[list[Task]]:
-        """Cut the cohort, longest first, into groups of equal size: fixed by the configuration, not by the workers."""
+        """Cut the cohort into groups, fixed by the configuration and not by the workers.
+
+        Longest first, each client joins the group with the fewest steps so far that has room; groups come back with
+        the most work first, so that workers end at about the same time.
+        """
         sizes, batch_size = self._data.sizes, self._config.local.batch_size
-        ordered = sorted(tasks, key=lambda task: (-steps_of(int(sizes[task.client]), epochs, batch_size), task.client))
-        count = -(-len(ordered) // self._config.runtime.group_size)
-        size = -(-len(ordered) // count)
-        return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        steps = {task.client: steps_of(int(sizes[task.client]), epochs, batch_size) for task in tasks}
+        count = math.ceil(len(tasks) / self._config.runtime.group_size)
+        groups: list[list[Task]] = [[] for _ in range(count)]
+        for task in sorted(tasks, key=lambda task: (-steps[task.client], task.client)):
+            open_ones = [group for group in groups if len(group) < math.ceil(len(tasks) / count)]
+            min(open_ones, key=lambda group: sum(steps[t.client] for t in group)).append(task)
+        return sorted((g for g in groups if g), key=lambda group: -sum(steps[task.client] for task in group))
 
     def _communication(self, clients: int) -> dict[str, int]:
         """Bytes of the tensors that travel: down what a client is sent, up what it trained."""
@@ -173,8 +186,9 @@ class Federation:
     def _is_scored(self, round: int) -> bool:
         return round % self._config.federation.eval_every == 0 or round == self._config.federation.rounds
 
-    def _evaluate(self, state: State) -> Record:
-        return evaluate(self._pool, self._algorithm, state, self._data, self._config.seed)
+    def _evaluate(self, state: State) -> tuple[State, Record]:
+        scored, served = evaluate(self._pool, self._algorithm, state, self._data, self._config.seed)
+        return self._algorithm.after_test(state, served), scored
 
     def _save(self) -> None:
         if self._saved_round != self._now.round:

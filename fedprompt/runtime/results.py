@@ -39,7 +39,7 @@ def make_result(
         "last10": {**mean, "round": last[-1]["round"], "evaluations": len(last)},
         "clients": scored[-1]["clients"],
         "per_class": dict(zip(data.class_names, scored[-1]["test"]["per_class"], strict=True)),
-        "pool_size": {"first": config.prompt.pool_size, "last": int(pools[-1])} if pools else None,
+        "pool_size": {"first": int(pools[0]), "last": int(pools[-1])} if pools else None,
         "communication": {
             "up_bytes": int(totals["up_bytes"]),
             "down_bytes": int(totals["down_bytes"]),

@@ -16,8 +16,12 @@ from fedprompt.seeding import Stream, generator
 SUBSAMPLE = 200  # images of a split on which every client's own model is scored
 
 
-def evaluate(pool: Pool, algorithm: Algorithm, state: State, data: FederatedData, seed: int) -> dict[str, Any]:
+def evaluate(
+    pool: Pool, algorithm: Algorithm, state: State, data: FederatedData, seed: int
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """Return ``validation``, ``test`` and ``clients`` as they stand in a line of metrics.jsonl.
+
+    And which prompts of a shared pool served the test set, bool [P].
 
     Shared params are scored on the whole splits. A client's accuracy on its local test data is read off the same
     predictions: so the batches in which prompts are voted for never depend on a client's skewed labels.
@@ -29,20 +33,20 @@ def evaluate(pool: Pool, algorithm: Algorithm, state: State, data: FederatedData
         test, validation = (
             _mean_over_clients(pool, algorithm, state, data, split, seed) for split in ("test", "validation")
         )
-        return {"validation": validation, "test": test, "clients": _own_local(pool, algorithm, state, data)}
+        return {"validation": validation, "test": test, "clients": _own_local(pool, algorithm, state, data)}, None
     test_predictions = pool.predict("test", state.params)
     classes = len(data.class_names)
     test = scores(test_predictions, classes)
     validation = scores(pool.predict("validation", state.params), classes)
-    if not personal:
-        return {"validation": validation, "test": test, "clients": _shared_local(test_predictions, data)}
-    own = _mean_over_clients(pool, algorithm, state, data, "test", seed)
-    clients = {
-        **_own_local(pool, algorithm, state, data),
-        "own_head_global_accuracy": own["accuracy"],
-        "averaged_head_global_accuracy": test["accuracy"],
-    }
-    return {"validation": validation, "test": test, "clients": clients}
+    clients = _shared_local(test_predictions, data)
+    if personal:
+        own = _mean_over_clients(pool, algorithm, state, data, "test", seed)
+        clients = {
+            **_own_local(pool, algorithm, state, data),
+            "own_head_global_accuracy": own["accuracy"],
+            "averaged_head_global_accuracy": test["accuracy"],
+        }
+    return {"validation": validation, "test": test, "clients": clients}, test_predictions.selected
 
 
 def subsample(labels: np.ndarray, seed: int) -> np.ndarray:

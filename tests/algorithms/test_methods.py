@@ -170,8 +170,9 @@ def pools(rng, clients, prompts, width=8, spread=0.01):
     return base, [base + spread * torch.from_numpy(rng.normal(size=base.shape)).float() for _ in range(clients)]
 
 
-def pfpt(max_pool=None, sweeps=2, **setting):
-    return PFPT(PFPTSettings(sweeps=sweeps, max_pool=max_pool), Setting(**{"clients": 6, "cohort": 2, **setting}))
+def pfpt(max_pool=None, sweeps=2, candidates="cohort", **setting):
+    settings = PFPTSettings(sweeps=sweeps, max_pool=max_pool, candidates=candidates)
+    return PFPT(settings, Setting(**{"clients": 6, "cohort": 2, **setting}))
 
 
 def used(prompts, *indices):
@@ -209,6 +210,25 @@ def test_pfpts_pool_is_capped_where_the_user_says_so(rng):
     capped, metrics = pfpt(max_pool=6).aggregate(State({"pool": base}), updates, np.random.default_rng(1))
     assert len(free.params["pool"]) > 6
     assert len(capped.params["pool"]) == metrics["pool_size"] == 6
+
+
+def test_pfpt_takes_what_served_the_test_set_only_where_it_is_told_to(rng):
+    base = torch.randn(6, 4)
+    served = np.array([False, False, False, False, True, True])
+    updates = [update(c, 10, {"pool": base.clone()}, torch.arange(6) < 3) for c in range(2)]
+    for candidates, used in (("cohort", 3.0), ("cohort+test", 5.0)):
+        algorithm = pfpt(candidates=candidates)
+        state = algorithm.after_test(State({"pool": base}), served)
+        state, metrics = algorithm.aggregate(state, updates, rng)
+        assert metrics["used"] == used
+        assert not state.memory  # those are prompts of a pool that is no more
+
+
+def test_looking_at_the_test_set_changes_a_run_only_under_its_name(tmp_path):
+    _, honest = tiny_run(tmp_path / "a", "algorithm.sweeps=2")
+    _, looked = tiny_run(tmp_path / "b", "algorithm.sweeps=2", "algorithm.candidates=cohort+test")
+    assert not honest.memory
+    assert looked.memory["served_in_test"].shape == (len(looked.params["pool"]),)
 
 
 def test_pfpts_cap_below_what_a_batch_takes_is_refused():

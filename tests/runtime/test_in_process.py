@@ -28,7 +28,8 @@ def pfpt(shared_runs):
 
 def test_every_round_is_recorded_with_what_happened_in_it(pfpt, shared_runs):
     start, *rounds = pfpt[:-1]
-    assert start.keys() == {"round", "validation", "test", "clients", "seconds"}
+    assert start.keys() == {"round", "aggregate", "validation", "test", "clients", "seconds"}
+    assert start["aggregate"] == {"pool_size": 6.0}
     assert [record["round"] for record in rounds] == [1, 2, 3]
     for record in rounds:
         assert record.keys() >= {"cohort", "train", "aggregate", "communication", "seconds", "warnings", "test"}
