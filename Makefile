@@ -19,6 +19,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/fedprompt run --output runs/demo --overwrite
 
+# Tests start processes of their own, which must not fight over the cores.
+test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest
 
