@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 from fedprompt.config import Config, load
@@ -23,8 +24,10 @@ FREE_ON_RESUME = ("runtime", "tracking", "federation.rounds")  # what may change
 
 
 def default_output(config: Config) -> Path:
-    """A folder of its own for a run that was not given one."""
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.algorithm.name}"
+    """A folder of its own for a run that was not given one; a second run of the same second gets a number."""
+    first = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.algorithm.name}"
+    numbered = (first.with_name(f"{first.name}-{number}") for number in count(2))
+    return next(path for path in chain([first], numbered) if not path.exists())
 
 
 @contextmanager

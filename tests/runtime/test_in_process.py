@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from fedprompt.config import load
 from fedprompt.errors import InputError
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import run as running
@@ -224,3 +225,12 @@ assert "ray" not in sys.modules, "a run in this process imported ray"
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
     assert (runs.folder / "run" / "result.json").exists()
+
+
+def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        folders.append(running.default_output(load(None, ["algorithm.name=fedavg"])))
+        folders[-1].mkdir(parents=True)
+    assert len(set(folders)) == 3
