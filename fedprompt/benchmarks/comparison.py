@@ -106,13 +106,10 @@ def _run_all(jobs: dict[Any, tuple[Path, list[str]]]) -> Iterator[Any]:
 
 def _run(output: Path, overrides: list[str]) -> None:
     """One run in this process, on one thread."""
-    import torch
-
     from fedprompt.config import load
     from fedprompt.runtime.run import new_run, run_in_process
 
-    torch.set_num_threads(1)
-    config = load(None, overrides)
+    config = load(None, [*overrides, "runtime.workers=1"])
     with new_run(output, config, overwrite=True):
         for _ in run_in_process(config, output):
             pass

@@ -40,7 +40,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """
     settings = config.load(None, [*(QUICK if quick else FULL), *BOTH])
     data = build_data(settings)
-    worker = Worker(settings, len(data.class_names), data.domain_classes)
+    worker = Worker(settings, len(data.class_names), data.domain_classes, torch.get_num_threads())
     start = worker.facts().params
     tasks = [Task(client, start, settings.local.epochs) for client in range(len(data.clients))]
     raw = [raw_examples(data.client(task.client)) for task in tasks]

@@ -20,6 +20,7 @@ from fedprompt.models.backbone import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.params import Params
 
+# Prompts are gathered by index_select: its gradient adds up in a fixed order, unlike that of plain indexing on threads.
 Features = tuple[Tensor, Tensor, Tensor | None]  # class features [M, D], penalty [G], selected prompts bool [G, P]
 
 
@@ -130,7 +131,7 @@ class ShallowPrompt:
 
     def features(self, params: Params, batch: Batch) -> Features:
         tokens = tokens_before(self.backbone, self.layer, batch)
-        tokens = insert(params["prompt"][batch.group], tokens)
+        tokens = insert(params["prompt"].index_select(0, batch.group), tokens)
         features = self.backbone.class_feature(tokens, self.layer)
         return features, no_penalty(batch, features), None
 
@@ -151,8 +152,9 @@ class DeepPrompt:
     def features(self, params: Params, batch: Batch) -> Features:
         tokens = tokens_before(self.backbone, self.layer, batch)
         last = self.backbone.depth - 1
+        prompts = params["deep"].index_select(0, batch.group)  # [M, blocks, L, D]
         for block in range(self.layer, self.backbone.depth):
-            tokens = insert(params["deep"][batch.group, block - self.layer], tokens)
+            tokens = insert(prompts[:, block - self.layer], tokens)
             if block < last:
                 tokens = self.backbone.run(tokens, block, block + 1)
                 tokens = torch.cat([tokens[:, :1], tokens[:, 1 + self.length :]], dim=1)
@@ -185,7 +187,8 @@ class PromptPool:
         pool = params["pool"]  # [G, P, D]
         similarity = self._similarity(pool, params["query_proj"], batch)  # [M, P]
         chosen = self._choose(similarity.detach(), batch)  # [M, k]
-        prompts = pool[batch.group[:, None], chosen]  # [M, k, D]
+        rows = batch.group[:, None] * pool.shape[1] + chosen  # of the pools, one after the other
+        prompts = pool.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1)  # [M, k, D]
         tokens = insert(prompts, tokens_before(self.backbone, self.layer, batch))
         features = self.backbone.class_feature(tokens, self.layer)
         penalty = self.options.similarity * batch.group_mean(similarity.gather(1, chosen).sum(1))

@@ -17,6 +17,7 @@ from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import Federation, Record, RunFailed, Stopped
+from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
 
 
@@ -30,7 +31,7 @@ class Driver:
 
     def run(self) -> Iterator[Record]:
         """Run to the end, from the newest checkpoint where there is one."""
-        torch.set_num_threads(1)  # many small products: more threads gain little and suffer from Ray's own processes
+        torch.set_num_threads(threads_per_worker(self._config))  # as in one process, for the aggregation
         pool = None
         try:
             data = build_data(self._config)

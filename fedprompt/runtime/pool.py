@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 
 from fedprompt.client.cohort import Task, Update
 from fedprompt.client.evaluate import Predictions
@@ -59,12 +62,26 @@ def fits_cache(config: Config, data: FederatedData, facts: Facts) -> bool:
     return 0 < facts.token_bytes * images <= config.runtime.cache_mb * 2**20
 
 
+def threads_per_worker(config: Config) -> int:
+    """Threads that one worker's matrix products use: the whole cores of its share."""
+    return max(1, int(config.runtime.cpus_per_worker))
+
+
 class InProcessPool:
-    """One worker, in this process, without Ray."""
+    """One worker, in this process, without Ray; several groups train side by side on threads that share it.
+
+    A group computes on ``runtime.cpus_per_worker`` cores, as on Ray, so that both give the same numbers whatever the
+    machine: matrix products add up in another order on another number of threads.
+    """
 
     def __init__(self, config: Config, data: FederatedData) -> None:
-        self._worker = Worker(config, len(data.class_names), data.domain_classes)
+        threads = threads_per_worker(config)
+        self._worker = Worker(config, len(data.class_names), data.domain_classes, threads)
         self.facts = self._worker.facts()
+        fitting = 1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // threads)
+        self._threads = ThreadPoolExecutor(
+            config.runtime.workers or fitting, "worker", torch.set_num_threads, (threads,)
+        )
         self._data, self._keep_tokens = data, fits_cache(config, data, self.facts)
         batch_size = config.local.batch_size
         self._raw_shards = {"validation": shards(data.validation, batch_size), "test": shards(data.test, batch_size)}
@@ -72,33 +89,38 @@ class InProcessPool:
         self._shards: dict[str, list[Examples]] = {}
 
     def train(self, round: int, groups: Sequence[Sequence[Task]]) -> Iterator[list[Update]]:
-        """Train one group after the other."""
-        for tasks in groups:
-            yield self._worker.train(round, tasks, *(self._client(task.client) for task in tasks))
+        """Train the groups on as many threads as there are workers."""
+        new = sorted({task.client for tasks in groups for task in tasks} - self._clients.keys())
+        self._clients.update(zip(new, self._prepared([raw_examples(self._data.client(c)) for c in new]), strict=True))
+
+        def train(tasks: Sequence[Task]) -> list[Update]:
+            return self._worker.train(round, tasks, *(self._clients[task.client] for task in tasks))
+
+        return self._threads.map(train, groups)
 
     def predict(self, split: SplitName, params: Params) -> Predictions:
         """Predict shard by shard."""
-        return Predictions.concatenate([self._worker.predict(params, shard) for shard in self._split(split)])
+        parts = self._threads.map(lambda shard: self._worker.predict(params, shard), self._split(split))
+        return Predictions.concatenate(list(parts))
 
     def predict_clients(
         self, split: SplitName, models: Mapping[int, Params], indices: Mapping[int, np.ndarray]
     ) -> dict[int, Predictions]:
         """Predict client by client."""
         parts = self._split(split)
-        return {c: self._worker.predict_client(params, indices[c], *parts) for c, params in models.items()}
+        predicted = self._threads.map(lambda c: self._worker.predict_client(models[c], indices[c], *parts), models)
+        return dict(zip(models, predicted, strict=True))
 
     def close(self) -> None:
-        """Forget prepared features."""
+        """Drop what is waiting, and forget prepared features."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._clients.clear()
         self._shards.clear()
 
-    def _client(self, client: int) -> Examples:
-        if client not in self._clients:
-            examples = raw_examples(self._data.client(client))
-            self._clients[client] = self._worker.prepare(examples, self._keep_tokens)
-        return self._clients[client]
+    def _prepared(self, raw: Sequence[Examples]) -> list[Examples]:
+        return list(self._threads.map(lambda examples: self._worker.prepare(examples, self._keep_tokens), raw))
 
     def _split(self, split: SplitName) -> list[Examples]:
         if split not in self._shards:
-            self._shards[split] = [self._worker.prepare(raw, self._keep_tokens) for raw in self._raw_shards[split]]
+            self._shards[split] = self._prepared(self._raw_shards[split])
         return self._shards[split]

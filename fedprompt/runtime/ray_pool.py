@@ -21,7 +21,7 @@ from fedprompt.config import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
 from fedprompt.models.params import Params
-from fedprompt.runtime.pool import SplitName, fits_cache, raw_examples, shards
+from fedprompt.runtime.pool import SplitName, fits_cache, raw_examples, shards, threads_per_worker
 from fedprompt.runtime.worker import Worker
 
 RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before the run fails
@@ -36,8 +36,7 @@ class RayPool:
     def __init__(self, config: Config, data: FederatedData) -> None:
         cpus, gpus, count = _shares(config)
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-        threads = max(1, int(cpus))
-        arguments = (config, len(data.class_names), data.domain_classes, threads)
+        arguments = (config, len(data.class_names), data.domain_classes, threads_per_worker(config))
         self.workers = [ClientWorker.options(**options).remote(*arguments) for _ in range(count)]
         batch_size = config.local.batch_size
         self._clients = [ray.put(raw_examples(data.client(i))) for i in range(len(data.clients))]

@@ -31,9 +31,8 @@ class Facts:
 class Worker:
     """A frozen backbone and the methods that use it. Keeps nothing of any client from one call to the next."""
 
-    def __init__(self, config: Config, classes: int, domain_classes: np.ndarray | None, threads: int | None = None):
-        if threads is not None:
-            torch.set_num_threads(threads)
+    def __init__(self, config: Config, classes: int, domain_classes: np.ndarray | None, threads: int):
+        torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
         self._config, self._domain_classes = config, domain_classes
         self._classes = classes

@@ -82,6 +82,21 @@ def test_the_same_command_twice_gives_the_same_bits(pfpt, shared_runs, same_para
     assert again[-1]["result"]["final"] == pfpt[-1]["result"]["final"]
 
 
+def test_groups_side_by_side_give_the_same_bits_as_one_after_the_other(shared_runs, same_params):
+    for workers in (1, 3):
+        shared_runs.local(f"workers-{workers}", f"runtime.workers={workers}", "runtime.group_size=1")
+    assert same_params(shared_runs.params("workers-1"), shared_runs.params("workers-3"))
+    assert shared_runs.lines("workers-1") == shared_runs.lines("workers-3")
+
+
+@pytest.mark.parametrize("kind", ["prompt", "deep", "pool"])
+def test_several_threads_in_one_product_give_the_same_bits_each_time(shared_runs, same_params, kind):
+    for name in ("first", "second"):
+        options = ("runtime.cpus_per_worker=2", "algorithm.name=fedavg", f"prompt.kind={kind}")
+        shared_runs.local(f"{kind}-{name}", "federation.rounds=2", *options)
+    assert same_params(shared_runs.params(f"{kind}-first"), shared_runs.params(f"{kind}-second"))
+
+
 def test_another_seed_gives_another_run(pfpt, shared_runs):
     shared_runs.local("other", "seed=1", "federation.rounds=1")
     first, other = shared_runs.params("pfpt"), shared_runs.params("other")
