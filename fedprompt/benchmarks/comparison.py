@@ -128,7 +128,8 @@ def _outcome(output: Path) -> dict[str, Any]:
 def _row(method: str, chosen: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
     def spread(name: str) -> str:
         values = [100 * run[name] for run in runs]
-        return f"{np.mean(values):.1f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.1f}"
+        mean = f"{np.mean(values):.1f}"
+        return f"{mean} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else mean
 
     lr, prompt_lr = chosen["rates"]
     return {
