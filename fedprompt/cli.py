@@ -14,7 +14,7 @@ import click
 
 from fedprompt import __version__
 from fedprompt.config import Config, load
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, os_error_line
 
 BENCHMARKS = {
     "comparison": "PFPT and the reference points on the same data, partition and budget, with a learning-rate search",
@@ -58,7 +58,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             _fail(f"fedprompt: {error}", 2)
         except OSError as error:
-            _fail(f"fedprompt: {error.filename or 'input/output'}: {error.strerror or error}", 1)
+            _fail(f"fedprompt: {os_error_line(error)}", 1)
 
     return main.command()(guarded)
 

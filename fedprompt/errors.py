@@ -13,6 +13,11 @@ class InputError(Exception):
     """
 
 
+def os_error_line(error: OSError) -> str:
+    """Say in one line what the system refused: a full disk, a folder that may not be written."""
+    return f"{error.filename or 'input/output'}: {error.strerror or error}"
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the nearest allowed word, or an empty string."""
     nearest = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

@@ -13,7 +13,7 @@ import ray
 import torch
 
 from fedprompt.config import Config
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, os_error_line
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import Federation, Record, RunFailed, Stopped
@@ -64,7 +64,7 @@ class Driver:
         if isinstance(error, RunFailed):
             return {"error": str(error), "code": 1}
         if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
-            return {"error": f"{error.filename or 'input/output'}: {error.strerror or error}", "code": 1}
+            return {"error": os_error_line(error), "code": 1}
         details = self._output / "error.txt"
         details.write_text(str(error), encoding="utf-8")
         reason = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
