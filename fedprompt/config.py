@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -123,6 +124,10 @@ class FederationSection(Section):
     cohort: PositiveInt = 5
     rounds: PositiveInt = 25
     eval_every: PositiveInt = 1
+    dropout: float = Field(0.0, ge=0, lt=1)  # probability that a client of a cohort never answers
+    deadline: PositiveFloat | None = None  # in multiples of the cohort's median time; who is later is not waited for
+    speed_spread: float = Field(0.5, ge=0)  # of clients' times per step: the standard deviation of the logarithm
+    max_lost: float = Field(0.5, ge=0, le=1)  # share of a round's updates that may be no finite numbers
 
 
 class RuntimeSection(Section):
@@ -172,7 +177,7 @@ def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] 
     """
     tree = _read(Path(path)) if path is not None else {}
     for override in overrides:
-        _apply(tree, override)
+        apply(tree, override)
     return from_dict(tree)
 
 
@@ -180,9 +185,9 @@ def from_dict(tree: dict[str, Any]) -> Config:
     """Check a nested dict of settings and complete it with the defaults, the algorithm's own included."""
     from fedprompt.algorithms import registry  # the registry is no part of reading YAML; `algorithms` never imports us
 
-    config = _validated(Config, tree)
+    config = checked(Config, tree)
     algorithm = registry.get(config.algorithm.name)
-    settings = _validated(algorithm.Settings, config.algorithm.settings, "algorithm")
+    settings = checked(algorithm.Settings, config.algorithm.settings, "algorithm")
     kind = config.prompt.kind or algorithm.kinds[0]
     complete = {
         "algorithm": AlgorithmSection(name=config.algorithm.name, **settings.model_dump()),
@@ -193,19 +198,30 @@ def from_dict(tree: dict[str, Any]) -> Config:
     _check_goes_with("prompt.kind", kind, config, algorithm.kinds)
     _check_goes_with("local.optimizer", config.local.optimizer, config, algorithm.optimizers)
     _check_combinations(config)
-    if algorithm.pooled and config.head.personal:
-        raise InputError(
-            f"head.personal: true does not go with algorithm.name = '{config.algorithm.name}', which has one client; "
-            "allowed: false"
-        )
+    if algorithm.pooled:
+        _check_goes_with_one_client(config)
     return config
 
 
-def _validated(model: type[Model], tree: dict[str, Any], section: str = "") -> Model:
+def checked(model: type[Model], tree: dict[str, Any], section: str = "") -> Model:
+    """Return ``tree`` as a ``model``. Raises InputError with one line about the first thing that is wrong."""
     try:
-        return model.model_validate(tree)
+        validated = model.model_validate(tree)
     except ValidationError as error:
         raise InputError(_explain(error, model, section)) from None
+    _refuse_true_as_1(tree, validated, section)
+    return validated
+
+
+def _refuse_true_as_1(tree: dict[str, Any], validated: BaseModel, section: str) -> None:
+    """Raise InputError where ``true`` or ``false`` was taken for a number, as pydantic does."""
+    for name, given in tree.items():
+        key, taken = f"{section}.{name}" if section else name, getattr(validated, name)
+        if isinstance(given, dict) and isinstance(taken, BaseModel):
+            _refuse_true_as_1(given, taken, key)
+        elif isinstance(given, bool) and not isinstance(taken, bool):
+            allowed = _IN_WORDS["int" if isinstance(taken, int) else "float"]
+            raise InputError(f"{key}: found {given}; allowed: {allowed}")
 
 
 def _complete_local(local: LocalSection, own_optimizer: str, full: bool) -> LocalSection:
@@ -214,6 +230,21 @@ def _complete_local(local: LocalSection, own_optimizer: str, full: bool) -> Loca
     lr, prompt_lr = (FULL_RATES if full else RATES)[optimizer]
     rates = {"lr": local.lr or lr, "prompt_lr": local.prompt_lr or prompt_lr}
     return local.model_copy(update={"optimizer": optimizer, **rates})
+
+
+def _check_goes_with_one_client(config: Config) -> None:
+    """Refuse what only means something where there are several clients."""
+    settings = {
+        "head.personal": (config.head.personal, False),
+        "federation.dropout": (config.federation.dropout, 0),
+        "federation.deadline": (config.federation.deadline, None),
+    }
+    for key, (found, allowed) in settings.items():
+        if found != allowed:
+            name, found, allowed = config.algorithm.name, json.dumps(found), json.dumps(allowed)
+            raise InputError(
+                f"{key}: {found} does not go with algorithm.name = '{name}', which has one client; allowed: {allowed}"
+            )
 
 
 def _check_goes_with(key: str, value: str, config: Config, allowed: tuple[str, ...]) -> None:
@@ -263,20 +294,28 @@ def _read(path: Path) -> dict[str, Any]:
     return {key: {} if value is None and key in sections else value for key, value in tree.items()}
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply(tree: dict[str, Any], override: str) -> str:
+    """Set one ``key.path=value`` in nested settings and return its key; values are YAML."""
     key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
+    key = key.strip()
+    if not separator or not all(key.split(".")):
         raise InputError(f"'{override}': not an override; allowed: key.path=value, for example partition.alpha=0.1")
-    for part in parts[:-1]:
+    try:
+        put(tree, key, yaml.safe_load(text))
+    except (yaml.YAMLError, ValueError):
+        put(tree, key, text)
+    return key
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested settings. Raises InputError where a part of the key holds a value."""
+    *parts, last = key.split(".")
+    for part in parts:
         below = tree.setdefault(part, {})
         if not isinstance(below, dict):
             raise InputError(f"{key}: '{part}' holds the value {below!r}, so nothing can be set below it")
         tree = below
-    try:
-        tree[parts[-1]] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        tree[parts[-1]] = text
+    tree[last] = value
 
 
 def _explain(error: ValidationError, model: type[BaseModel], section: str) -> str:

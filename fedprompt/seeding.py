@@ -25,6 +25,8 @@ class Stream(IntEnum):
     DROPOUT = 8
     AGGREGATE = 9
     SUBSAMPLE = 10  # the fixed stratified part of the test set on which clients' own models are scored
+    ABSENCE = 11  # who never answers in a round (federation.dropout)
+    SLOWNESS = 12  # how long a client takes for a step (federation.speed_spread)
 
 
 def generator(seed: int, stream: Stream, round: int = 0, client: int = 0) -> np.random.Generator:

@@ -101,6 +101,14 @@ def test_what_is_read_cannot_be_changed():
         ("runtime.gpus_per_worker=1.5", ["runtime.gpus_per_worker", "1.5", "fraction"]),
         ("federation=5", ["federation", "found 5", "clients, cohort, rounds"]),
         ("algorithm=fedavg", ["algorithm", "'fedavg'", "name"]),
+        ("federation.dropout=1", ["federation.dropout", "found 1", "less than 1"]),
+        ("federation.deadline=0", ["federation.deadline", "found 0", "greater than 0"]),
+        ("federation.speed_spread=-1", ["federation.speed_spread", "-1", "greater than or equal to 0"]),
+        ("federation.max_lost=1.5", ["federation.max_lost", "1.5", "less than or equal to 1"]),
+        ("federation.rounds=true", ["federation.rounds", "found True", "a whole number"]),
+        ("local.lr=yes", ["local.lr", "found True", "a number"]),
+        ("seed=false", ["seed", "found False", "a whole number"]),
+        ("algorithm.sweeps=true", ["algorithm.sweeps", "found True", "a whole number"]),
         ("seed=-1", ["seed", "-1", "0"]),
         ("seed.of=3", ["seed", "whole number"]),
         ("rounds", ["'rounds'", "key.path=value"]),
@@ -124,6 +132,17 @@ def test_personal_heads_do_not_go_with_a_single_client():
     line = refusal("algorithm.name=centralized", "head.personal=true")
     assert "head.personal" in line
     assert "centralized" in line
+
+
+@pytest.mark.parametrize("override", ["federation.dropout=0.1", "federation.deadline=2"])
+def test_absence_does_not_go_with_a_single_client(override):
+    line = refusal("algorithm.name=centralized", override)
+    assert override.partition("=")[0] in line
+    assert "has one client" in line
+
+
+def test_true_is_still_true_where_it_is_asked_for():
+    assert load(None, ["head.personal=true", "tracking.tensorboard=false"]).head.personal is True
 
 
 def test_further_wrong_keys_are_counted():

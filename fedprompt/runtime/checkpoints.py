@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
+import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +14,11 @@ from typing import Any
 
 import fsspec
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
 from fedprompt.algorithms.base import State
 from fedprompt.errors import InputError
+from fedprompt.tracking.files import named, sync_folder
 
 KEEP = 2  # newest checkpoints that are kept
 _NAME = re.compile(r"round_(\d{6})\.pt$")
@@ -30,7 +34,10 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """A folder of checkpoints, on a disk or behind any URI that fsspec knows (``s3://…``, ``gs://…``)."""
+    """A folder of checkpoints, on a disk or behind any URI that fsspec knows (``s3://…``, ``gs://…``).
+
+    ``damaged``: what ``latest`` passed over, as {file: what is wrong with it}; these files go with the next save.
+    """
 
     def __init__(self, uri: str) -> None:
         try:
@@ -40,9 +47,14 @@ class CheckpointStore:
                 f"runtime.storage: cannot use '{uri}' ({error}); allowed: a folder or an fsspec URI"
             ) from None
         self._fs.makedirs(self._path, exist_ok=True)
+        self.damaged: dict[str, str] = {}
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint under a temporary name, then give it its own: a half-written one is never seen."""
+        """Write a checkpoint under a temporary name, then give it its own: a half-written one is never seen.
+
+        On a disk of this machine's own it has reached the disk when this returns. After an ``OSError``, which names the
+        file, the checkpoints before are still there.
+        """
         state = checkpoint.state
         content: dict[str, Any] = {
             "round": checkpoint.round,
@@ -53,44 +65,68 @@ class CheckpointStore:
         torch.save(content, buffer)
         name = f"{self._path}/round_{checkpoint.round:06d}.pt"
         try:
-            with self._fs.open(f"{name}.part", "wb") as file:
-                file.write(buffer.getvalue())
-            self._fs.mv(f"{name}.part", name)
+            with named(name):
+                self._write(f"{name}.part", buffer.getvalue())
+                self._fs.mv(f"{name}.part", name)
         except BaseException:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(f"{name}.part")
             raise
-        for old in self._names()[:-KEEP]:
-            self._fs.rm_file(old)
+        if self._is_local():
+            sync_folder(Path(self._path))
+        self.damaged.pop(name, None)
+        whole = [name for name in self._names() if name not in self.damaged]
+        for old in [*self.damaged, *whole[:-KEEP]]:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(old)
+        self.damaged.clear()
 
     def is_empty(self) -> bool:
         """Whether there is no checkpoint."""
         return not self._names()
 
     def latest(self) -> Checkpoint | None:
-        """Read the newest checkpoint, executing nothing in it; None where there is none.
+        """Read the newest checkpoint that is not damaged, executing nothing in it; None where there is none at all.
 
-        Raises InputError where the file is damaged.
+        Raises InputError where all of them are damaged.
         """
+        self.damaged = {}
         names = self._names()
-        if not names:
-            return None
-        with self._fs.open(names[-1], "rb") as file:
-            data = file.read()
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about damaged files, in many lines
-                content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            return Checkpoint(content["round"], State(**content["state"]), content["totals"])
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"{names[-1]}: not a readable checkpoint ({reason}); delete it to resume from the one before"
-            ) from None
+        for name in reversed(names):
+            with self._fs.open(name, "rb") as file:
+                data = file.read()
+            try:
+                return _parsed(data)
+            except Exception as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.damaged[name] = f"not a readable checkpoint ({reason})"
+        if names:
+            raise InputError(f"{names[-1]}: {self.damaged[names[-1]]}, nor is any other there; allowed: --overwrite")
+        return None
+
+    def _write(self, name: str, data: bytes) -> None:
+        with self._fs.open(name, "wb") as file:
+            file.write(data)
+            if self._is_local():
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _is_local(self) -> bool:
+        return isinstance(self._fs, LocalFileSystem)
 
     def _names(self) -> list[str]:
         found = [str(name) for name in self._fs.ls(self._path, detail=False)]
         return sorted(name for name in found if _NAME.search(name))
+
+
+def _parsed(data: bytes) -> Checkpoint:
+    """Read a file's content; raises something where it is not what was written."""
+    if broken := zipfile.ZipFile(io.BytesIO(data)).testzip():  # torch itself compares no checksums
+        raise ValueError(f"wrong checksum of {broken}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damaged files, in many lines
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return Checkpoint(content["round"], State(**content["state"]), content["totals"])
 
 
 def store_of(storage: str | None, output: Path) -> CheckpointStore:

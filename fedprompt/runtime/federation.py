@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from fedprompt.algorithms.base import Algorithm, State
 from fedprompt.client.cohort import Task, Update, steps_of
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, os_error_line
 from fedprompt.models.params import Params, is_finite, size_in_bytes
+from fedprompt.runtime.attendance import attendance
 from fedprompt.runtime.checkpoints import Checkpoint, CheckpointStore
 from fedprompt.runtime.pool import Pool
 from fedprompt.runtime.results import make_result
@@ -50,8 +51,11 @@ class Federation:
         self._config, self._algorithm, self._data, self._pool = config, algorithm, data, pool
         self._store, self._output = store, output
         self._stop = False
-        self._saved_round = -1
         found = store.latest()
+        self._saved_round = -1 if found is None else found.round
+        self._notes = [
+            f"{name}: {what}; went on from round {self._saved_round}" for name, what in store.damaged.items()
+        ]
         if found is None and _rounds_in(output / "metrics.jsonl"):
             raise InputError(f"{output}: has done rounds, but their checkpoints are gone; allowed: --overwrite")
         self._resumed = self._begun = found is not None
@@ -65,32 +69,40 @@ class Federation:
     def run(self) -> Iterator[Record]:
         """Run the rounds that are left; yields each round's record and, last, ``{"result": …}``.
 
-        Ctrl-C in the middle of a round, or closing the iterator, saves the state before it. Raises Stopped when it was
-        asked to stop.
+        Whatever ends it in the middle of a round, Ctrl-C, an error or closing the iterator, saves the state before that
+        round. Raises Stopped when it was asked to stop, RunFailed where too many clients diverge or the disk is full.
         """
         config = self._config
-        tracker = self._tracker()
+        with self._writing():
+            tracker = self._tracker()
         try:
             if not self._begun:
                 yield self._first_evaluation(tracker)
             for round in range(self.first_round, config.federation.rounds + 1):
                 after, record = self._round(round)
-                tracker.round(record, _prompts(after.state))
+                with self._writing():
+                    tracker.round(record, _prompts(after.state))
                 self._now = after  # only now: an interrupted round leaves no trace in the next checkpoint
+                self._notes.clear()
                 if round % config.runtime.checkpoint_every == 0 or round == config.federation.rounds:
                     self._save()
                 yield record
                 if self._stop:
                     raise Stopped
             result = self._result()
-            tracker.finish(result)
+            with self._writing():
+                tracker.finish(result)
             yield {"result": result}
-        except (KeyboardInterrupt, GeneratorExit, Stopped):
-            if self._begun:
+        except RunFailed:
+            with suppress(RunFailed):  # the disk is full
                 self._save()
             raise
+        except BaseException:
+            self._save()
+            raise
         finally:
-            tracker.close()
+            with suppress(OSError):
+                tracker.close()
 
     def _beginning(self) -> Checkpoint:
         params = self._pool.facts.params
@@ -113,7 +125,8 @@ class Federation:
         pool = self._now.state.params.get("pool")
         sizes = {} if pool is None else {"aggregate": {"pool_size": float(len(pool))}}
         record = {"round": 0, **sizes, **scored, "seconds": seconds}
-        tracker.round(record, _prompts(self._now.state))
+        with self._writing():
+            tracker.round(record, _prompts(self._now.state))
         self._begun = True
         self._save()
         return record
@@ -124,19 +137,22 @@ class Federation:
         with _timed(seconds, "total"):
             cohort = algorithm.cohort(before.state, round, generator(seed, Stream.COHORT, round))
             with _timed(seconds, "train"):
-                updates, traffic, warnings = self._train(round, cohort)
+                updates, told = self._train(round, cohort)
             with _timed(seconds, "aggregate"):
-                state, metrics = algorithm.aggregate(before.state, updates, generator(seed, Stream.AGGREGATE, round))
+                state, metrics = before.state, {}
+                if updates:
+                    rng = generator(seed, Stream.AGGREGATE, round)
+                    state, metrics = algorithm.aggregate(state, updates, rng)
             if "pool" in state.params:
                 metrics = {"pool_size": float(len(state.params["pool"])), **metrics}
             record: Record = {
                 "round": round,
                 "cohort": cohort,
-                "train": {"loss": sum(u.loss * u.samples for u in updates) / sum(u.samples for u in updates)},
+                **told,
+                "train": {"loss": _mean_loss(updates)},
                 "aggregate": metrics,
-                "communication": traffic,
                 "seconds": seconds,
-                "warnings": warnings + algorithm.warnings(metrics),
+                "warnings": self._notes + _warnings(updates, told) + algorithm.warnings(metrics),
             }
             if self._is_scored(round):
                 with _timed(seconds, "evaluate"):
@@ -145,30 +161,42 @@ class Federation:
         totals = _added(before.totals, {**record["communication"], **seconds})
         return Checkpoint(round, state, totals), record
 
-    def _train(self, round: int, cohort: Sequence[int]) -> tuple[list[Update], dict[str, int], list[str]]:
-        """The finite updates of a cohort in ascending order of clients, the bytes that travelled, and warnings."""
-        epochs = self._algorithm.epochs(self._config.local.epochs)
-        tasks = [self._algorithm.task(self._now.state, client, epochs) for client in cohort]
-        groups = self._groups(tasks, epochs)
-        updates = sorted((u for done in self._pool.train(round, groups) for u in done), key=lambda u: u.client)
-        traffic = self._communication(tasks, updates)
-        finite = [update for update in updates if is_finite({**update.params, **update.reply})]
-        lost = sorted({update.client for update in updates} - {update.client for update in finite})
-        if not finite:
-            raise RunFailed(
-                f"round {round}: the params of every client in the cohort became infinite or not a number "
-                f"(local.lr = {self._config.local.lr})"
-            )
-        return finite, traffic, [f"left out clients {lost}: their params are not finite"] if lost else []
+    def _train(self, round: int, cohort: Sequence[int]) -> tuple[list[Update], Record]:
+        """The finite updates of a cohort in ascending order of clients, and what a record tells of the round.
 
-    def _groups(self, tasks: Sequence[Task], epochs: float) -> list[list[Task]]:
+        Clients that do not answer are sent their part, and train nothing.
+        """
+        epochs = self._algorithm.epochs(self._config.local.epochs)
+        steps = {client: self._steps(client, epochs) for client in cohort}
+        there = attendance(self._config.federation, self._config.seed, round, steps)
+        tasks = [self._algorithm.task(self._now.state, client, epochs) for client in cohort]
+        groups = self._groups([task for task in tasks if task.client in there.present], steps)
+        trained = self._pool.train(round, groups) if groups else []
+        updates = sorted((update for done in trained for update in done), key=lambda update: update.client)
+        finite = [update for update in updates if is_finite({**update.params, **update.reply})]
+        left_out = sorted({update.client for update in updates} - {update.client for update in finite})
+        if len(left_out) > self._config.federation.max_lost * len(updates):
+            raise RunFailed(self._diverged(round, left_out, len(updates)))
+        absent = {"dropped": there.dropped, "late": there.late, "left_out": left_out}
+        return finite, {**absent, "communication": self._communication(tasks, updates)}
+
+    def _diverged(self, round: int, clients: Sequence[int], answered: int) -> str:
+        local, share = self._config.local, self._config.federation.max_lost
+        return (
+            f"round {round}: the params of clients {list(clients)}, {len(clients)} of {answered} that answered, became "
+            f"infinite or not a number (local.lr = {local.lr:g}, local.prompt_lr = {local.prompt_lr:g}); "
+            f"allowed by federation.max_lost: a share of {share:g}"
+        )
+
+    def _steps(self, client: int, epochs: float) -> int:
+        return steps_of(int(self._data.sizes[client]), epochs, self._config.local.batch_size)
+
+    def _groups(self, tasks: Sequence[Task], steps: Mapping[int, int]) -> list[list[Task]]:
         """Cut the cohort into groups, fixed by the configuration and not by the workers.
 
         Longest first, each client joins the group with the fewest steps so far that has room; groups come back with
         the most work first, so that workers end at about the same time.
         """
-        sizes, batch_size = self._data.sizes, self._config.local.batch_size
-        steps = {task.client: steps_of(int(sizes[task.client]), epochs, batch_size) for task in tasks}
         count = math.ceil(len(tasks) / (self._config.runtime.group_size if self._pool.facts.fusable else 1))
         groups: list[list[Task]] = [[] for _ in range(count)]
         for task in sorted(tasks, key=lambda task: (-steps[task.client], task.client)):
@@ -177,9 +205,10 @@ class Federation:
         return sorted((g for g in groups if g), key=lambda group: -sum(steps[task.client] for task in group))
 
     def _communication(self, tasks: Sequence[Task], updates: Sequence[Update]) -> dict[str, int]:
-        """Bytes of the tensors that travel; of updates that turn out useless, too."""
-        both = zip(sorted(tasks, key=lambda task: task.client), updates, strict=True)
-        pairs = [self._algorithm.travelling(task, update) for task, update in both]
+        """Bytes of the tensors that travel: to all, and from those who answer, even where that turns out useless."""
+        answers = {update.client: update for update in updates}
+        none = Update(client=-1, samples=0, steps=0, params={}, selected=None, loss=math.nan)
+        pairs = [self._algorithm.travelling(task, answers.get(task.client, none)) for task in tasks]
         down, up = (sum(size_in_bytes(sent) for sent in way) for way in zip(*pairs, strict=True))
         return {"up_bytes": up, "down_bytes": down}
 
@@ -191,9 +220,19 @@ class Federation:
         return self._algorithm.after_test(state, served), scored
 
     def _save(self) -> None:
-        if self._saved_round != self._now.round:
-            self._store.save(self._now)
+        if self._begun and self._saved_round != self._now.round:
+            with self._writing():
+                self._store.save(self._now)
             self._saved_round = self._now.round
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """End the run with one line where something cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            saved = f"goes on from round {self._saved_round}" if self._saved_round >= 0 else "begins anew"
+            raise RunFailed(f"{os_error_line(error)}; when that is mended, --resume {saved}") from error
 
     def _result(self) -> Record:
         records = read(self._output / "metrics.jsonl")
@@ -202,6 +241,15 @@ class Federation:
 
 def _rounds_in(path: Path) -> bool:
     return path.exists() and any(record["round"] > 0 for record in read(path))
+
+
+def _mean_loss(updates: Sequence[Update]) -> float | None:
+    return sum(u.loss * u.samples for u in updates) / sum(u.samples for u in updates) if updates else None
+
+
+def _warnings(updates: Sequence[Update], told: Record) -> list[str]:
+    lines = [f"left out clients {told['left_out']}: their params are not finite"] if told["left_out"] else []
+    return lines if updates else [*lines, "no update came: the state stays as it was"]
 
 
 def _prompts(state: State) -> Params:

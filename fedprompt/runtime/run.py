@@ -21,7 +21,8 @@ from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.tracker import OWN_FILES
 
 OWN = ("config.yaml", "checkpoints", "tensorboard", "pools", "error.txt", *OWN_FILES)
-FREE_ON_RESUME = ("runtime", "tracking", "federation.rounds")  # what may change without changing the rounds so far
+# what may change without changing the rounds so far
+FREE_ON_RESUME = ("runtime", "tracking", "federation.rounds", "federation.max_lost")
 
 
 def default_output(config: Config) -> Path:

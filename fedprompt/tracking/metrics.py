@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedprompt.errors import InputError
-from fedprompt.tracking.files import plain, write_atomic
+from fedprompt.tracking.files import named, plain, write_atomic
 
 Record = Mapping[str, Any]
 
@@ -33,10 +34,15 @@ class MetricsFile:
         return cls(path)
 
     def append(self, record: Record) -> None:
-        """Write one line; NaN and infinities become null. Nothing stays in a buffer."""
+        """Write one line, onto the disk: a later checkpoint counts on it. NaN and infinities become null.
+
+        After an ``OSError`` the file may end in half a line, which ``read`` leaves out and ``resume`` takes away.
+        """
         line = _line(record)
-        with open(self.path, "ab") as file:
+        with named(self.path), open(self.path, "ab") as file:
             file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, resume_round: int | None = None):
+        _hush_writing_threads()
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         if resume_round is None:
@@ -89,6 +92,18 @@ class TensorBoard:
         values = values[values.isfinite()]
         if len(values):
             self._writer.add_histogram(tag, values, round, bins=BINS)
+
+
+@cache
+def _hush_writing_threads() -> None:
+    """Let no thread of an event file print why it died: whoever next uses the file gets the same ``OSError``."""
+    others = threading.excepthook
+
+    def hook(died: threading.ExceptHookArgs) -> None:
+        if not (isinstance(died.exc_value, OSError) and type(died.thread).__module__.startswith("tensorboard.")):
+            others(died)
+
+    threading.excepthook = hook
 
 
 def scalar_tags(record: Record) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fedprompt.tracking import metrics
-from fedprompt.tracking.files import plain, write_atomic
+from fedprompt.tracking.files import named, plain, write_atomic
 from fedprompt.tracking.metrics import MetricsFile, Record
 from fedprompt.tracking.plots import accuracy_figure, partition_figure, save, trajectory_figure
 from fedprompt.tracking.pools import PoolSnapshots
@@ -51,18 +51,20 @@ class Tracker:
         figure = partition_figure(np.asarray(class_counts), class_names)
         save(figure, self.output / "partition.png")
         if self._board and not self._resumed:  # the earlier event file has both
-            self._board.figure("figures/partition", figure, 0)
-            self._board.text("config", f"```yaml\n{config_text}\n```", 0)
-            self._board.flush()
+            with named(self.output / "tensorboard"):
+                self._board.figure("figures/partition", figure, 0)
+                self._board.text("config", f"```yaml\n{config_text}\n```", 0)
+                self._board.flush()
 
     def round(self, record: Record, prompts: Mapping[str, Tensor]) -> None:
         """Write a round: its metrics line, scalars and histograms; tensors named pool or prompt [..., D] are kept."""
         record = plain(record)
         self._metrics.append(record)
         if self._board:
-            self._board.scalars(record)
-            self._board.prompts(record["round"], prompts)
-            self._board.flush()
+            with named(self.output / "tensorboard"):
+                self._board.scalars(record)
+                self._board.prompts(record["round"], prompts)
+                self._board.flush()
         pool = prompts.get("pool", prompts.get("prompt"))
         if pool is not None:
             self._pools.add(record["round"], pool.detach().float().cpu().reshape(-1, pool.shape[-1]).numpy())
@@ -82,10 +84,12 @@ class Tracker:
         for name, figure in figures.items():
             save(figure, self.output / f"{name}.png")
             if self._board:
-                self._board.figure(f"figures/{name}", figure, last_round)
+                with named(self.output / "tensorboard"):
+                    self._board.figure(f"figures/{name}", figure, last_round)
         self.close()
 
     def close(self) -> None:
         """Close the event file; what a run that stops early has written so far stays readable."""
         if self._board:
-            self._board.close()
+            with named(self.output / "tensorboard"):
+                self._board.close()

@@ -188,21 +188,6 @@ def test_rounds_whose_checkpoints_are_gone_are_not_thrown_away(runs, capsys):
     assert runs.lines("run") == lines
 
 
-def test_a_truncated_checkpoint_is_told_and_the_one_before_serves(runs, whole, capsys, same_params):
-    begin(runs, "run")
-    runs.local("run")
-    newest = runs.folder / "run" / "checkpoints" / "round_000003.pt"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    assert cli("run", "--resume", "--local", "--output", runs.folder / "run") == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "round_000003.pt: not a readable checkpoint" in line
-    newest.unlink()
-    assert cli("run", "--resume", "--local", "--output", runs.folder / "run") == 0
-    assert same_params(runs.params("run"), whole[0])
-    assert runs.lines("run") == whole[1]
-
-
 class Code:
     """Unpickles by calling ``open`` on a file that is then there."""
 
@@ -253,27 +238,6 @@ def test_checkpoints_may_lie_behind_a_uri(tmp_path):
     assert CheckpointStore(f"file://{tmp_path}/new").latest() is None
     with pytest.raises(InputError, match=r"runtime\.storage: .*'nosuch://here'"):
         CheckpointStore("nosuch://here")
-
-
-def test_a_full_disk_ends_with_code_1_and_one_line_and_harms_no_earlier_checkpoint(
-    runs, whole, monkeypatch, capsys, same_params
-):
-    save = torch.save
-
-    def full(content, buffer):
-        if content["round"] == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", "round_000002.pt")
-        return save(content, buffer)
-
-    output = runs.folder / "run"
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", full)
-        assert cli(*runs.command("run", "--local")[3:]) == 1
-    assert capsys.readouterr().err == "fedprompt: round_000002.pt: No space left on device\n"
-    assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["round_000000.pt", "round_000001.pt"]
-    assert cli("run", "--resume", "--local", "--output", output) == 0
-    assert same_params(runs.params("run"), whole[0])
-    assert runs.lines("run") == whole[1]
 
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_no_half_of_it(tmp_path):
