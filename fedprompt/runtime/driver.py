@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ray
 import torch
+from ray.util.placement_group import PlacementGroup
 
 from fedprompt.config import Config
 from fedprompt.errors import InputError, os_error_line
@@ -22,10 +23,13 @@ from fedprompt.runtime.ray_pool import RayPool
 
 
 class Driver:
-    """One run on a Ray cluster. ``run`` yields records or, last, one of ``error`` (with exit code) and ``stopped``."""
+    """One run on a Ray cluster, with its workers at ``places``.
 
-    def __init__(self, config: Config, output: str) -> None:
-        self._config, self._output = config, Path(output)
+    ``run`` yields records or, last, one of ``error`` (with exit code) and ``stopped``.
+    """
+
+    def __init__(self, config: Config, output: str, places: PlacementGroup) -> None:
+        self._config, self._output, self._places = config, Path(output), places
         self._federation: Federation | None = None
         self._stop = False
 
@@ -36,7 +40,7 @@ class Driver:
         try:
             data = build_data(self._config)
             algorithm = build_algorithm(self._config)
-            pool = RayPool(self._config, data)
+            pool = RayPool(self._config, data, self._places)
             store = store_of(self._config.runtime.storage, self._output)
             self._federation = Federation(self._config, algorithm, data, pool, store, self._output)
             if self._stop:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedprompt.config import Config
 from fedprompt.errors import InputError
+from fedprompt.models.weights import SUFFIXES
 from fedprompt.runtime.driver import Driver
 from fedprompt.runtime.federation import Record, RunFailed
+from fedprompt.runtime.places import reserved, waited
 
 DRIVER_RESTARTS = 3
 STOPPING = "stopping after the round under way; Ctrl-C again stops at once"
@@ -66,14 +69,36 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
+def absolute_paths(config: Config) -> Config:
+    """Take relative paths for this process's: processes of the cluster have working folders of their own."""
+    data, backbone, runtime = config.data, config.backbone, config.runtime
+    if data.root is not None:
+        data = data.model_copy(update={"root": _absolute(data.root)})
+    if backbone.weights.endswith(SUFFIXES):
+        backbone = backbone.model_copy(update={"weights": _absolute(backbone.weights)})
+    if runtime.storage is not None and "://" not in runtime.storage:
+        runtime = runtime.model_copy(update={"storage": _absolute(runtime.storage)})
+    return config.model_copy(update={"data": data, "backbone": backbone, "runtime": runtime})
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
     """Yield what the driver actor says; when it dies, another one continues from its last checkpoint.
 
-    After Ctrl-C the driver saves and ends after the round under way; its last word is then ``stopped``.
+    After Ctrl-C the driver saves and ends after the round under way; its last word is then ``stopped``. The driver is
+    on this process's host, where ``output`` is; workers may be on any, where files must have the same absolute path.
     """
-    with connected(config):
+    with connected(config), reserved(config) as places:
+        # Not soft: Ray does not always keep to that, and with this host this process would end as well.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_concurrency": 2, "scheduling_strategy": here}
+        yield from ({"note": line} for line in waited(places))
+        arguments = absolute_paths(config), str(output.resolve()), places
         for _ in range(DRIVER_RESTARTS + 1):
-            driver = ray.remote(Driver).options(num_cpus=0, max_concurrency=2).remote(config, str(output.resolve()))
+            driver = ray.remote(Driver).options(**options).remote(*arguments)
             try:
                 yield from _messages(driver)
                 return

@@ -14,30 +14,34 @@ from typing import Any
 import numpy as np
 import ray
 from ray.util import ActorPool
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedprompt.client.cohort import Task, Update
 from fedprompt.client.evaluate import Predictions
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError
 from fedprompt.models.params import Params
+from fedprompt.runtime.places import shares
 from fedprompt.runtime.pool import SplitName, fits_cache, raw_examples, shards, threads_per_worker
 from fedprompt.runtime.worker import Worker
 
 RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before the run fails
-MOST_WORKERS = 64  # chosen by default, however large the cluster is
 
 ClientWorker = ray.remote(Worker)
 
 
 class RayPool:
-    """Workers on a Ray cluster that is already connected. Raises InputError where it has no room for them."""
+    """Workers on a Ray cluster that is already connected, at ``places`` that are theirs."""
 
-    def __init__(self, config: Config, data: FederatedData) -> None:
-        cpus, gpus, count = _shares(config)
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    def __init__(self, config: Config, data: FederatedData, places: PlacementGroup) -> None:
+        there = PlacementGroupSchedulingStrategy(places)
+        options = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "scheduling_strategy": there}
         arguments = (config, len(data.class_names), data.domain_classes, threads_per_worker(config))
-        self.workers = [ClientWorker.options(**options).remote(*arguments) for _ in range(count)]
+        self.workers = [
+            ClientWorker.options(num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), **options).remote(*arguments)
+            for share in shares(config)
+        ]
         batch_size = config.local.batch_size
         self._clients = [ray.put(raw_examples(data.client(i))) for i in range(len(data.clients))]
         self._shards = {
@@ -97,19 +101,3 @@ class RayPool:
         """References to prepared examples, asked of the workers in turn; nothing of them passes through the driver."""
         asked = zip(raw, itertools.cycle(self.workers), strict=False)
         return [worker.prepare.remote(examples, self._keep_tokens) for examples, worker in asked]
-
-
-def _shares(config: Config) -> tuple[float, float, int]:
-    """CPUs and GPUs per worker, and how many workers: what is configured, else what the cluster carries."""
-    runtime, cluster = config.runtime, ray.cluster_resources()
-    cpus, all_gpus = runtime.cpus_per_worker, cluster.get("GPU", 0.0)
-    gpus = runtime.gpus_per_worker if runtime.gpus_per_worker is not None else float(all_gpus > 0)
-    room = int(cluster.get("CPU", 0.0) / cpus)
-    if gpus:
-        room = min(room, int(all_gpus / gpus))
-    if room < 1 or room < (runtime.workers or 1):
-        raise InputError(
-            f"runtime.workers: {runtime.workers or 1} with {cpus:g} CPUs and {gpus:g} GPUs each do not fit the "
-            f"cluster's {cluster.get('CPU', 0):g} CPUs and {all_gpus:g} GPUs; allowed here: at most {room}"
-        )
-    return cpus, gpus, runtime.workers or min(room, MOST_WORKERS)

@@ -100,7 +100,8 @@ def test_a_killed_worker_changes_no_bit(two, shared_runs, same_params):
 def test_a_killed_driver_is_replaced_and_changes_no_bit(two, shared_runs, same_params):
     wait_for_none_of("Driver")
     notes, rounds = [], []
-    for record in on_ray(shared_runs, "orphaned", "runtime.workers=2", "runtime.cpus_per_worker=0.5"):
+    # All of the cluster's cores: the next driver's workers fit in no other places than the dead one's.
+    for record in on_ray(shared_runs, "orphaned", "runtime.workers=2", "runtime.cpus_per_worker=1"):
         notes += [record["note"]] if "note" in record else []
         rounds += [record["round"]] if "round" in record else []
         if record.get("round") == 1 and not notes:
@@ -153,14 +154,14 @@ def test_a_worker_that_fails_is_told_in_one_line_with_the_rest_in_a_file(tmp_pat
 
     with pytest.raises(ray.exceptions.RayTaskError) as caught:
         ray.get(fails.remote())
-    told = Driver(None, str(tmp_path))._told(caught.value)
+    told = Driver(None, str(tmp_path), None)._told(caught.value)
     assert told["code"] == 1
     assert told["error"].startswith("a worker failed (FloatingPointError: overflow); ")
     assert "second line" in (tmp_path / "error.txt").read_text()
 
 
 def test_a_full_disk_under_the_driver_is_a_failed_run(tmp_path):
-    told = Driver(None, str(tmp_path))._told(OSError(28, "No space left on device", "metrics.jsonl"))
+    told = Driver(None, str(tmp_path), None)._told(OSError(28, "No space left on device", "metrics.jsonl"))
     assert told == {"error": "metrics.jsonl: No space left on device", "code": 1}
 
 

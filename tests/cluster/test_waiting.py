@@ -1,0 +1,79 @@
+"""A run on a busy cluster says what it waits for; paths mean the same to all of the cluster's processes."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+ray = pytest.importorskip("ray")
+
+from ray.util.placement_group import placement_group, remove_placement_group  # noqa: E402
+
+from fedprompt.config import load  # noqa: E402
+from fedprompt.runtime import places  # noqa: E402
+from fedprompt.runtime.on_ray import absolute_paths, run_on_ray  # noqa: E402
+
+OVERRIDES = [*TINY, "algorithm.sweeps=3", "runtime.workers=2"]
+
+
+@pytest.fixture
+def busy_cluster():
+    """A cluster with two CPUs that somebody else holds; gives what makes it free."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    held = placement_group([{"CPU": 2}])
+    assert held.wait(60)
+    yield lambda: remove_placement_group(held)
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Tell at once what a run waits for."""
+    monkeypatch.setattr(places, "PATIENCE", 0)
+
+
+@pytest.mark.ray
+def test_a_run_without_room_says_what_it_waits_for_once_and_goes_on(busy_cluster, tmp_path):
+    records = run_on_ray(load(None, OVERRIDES), tmp_path / "run")
+    assert next(records) == {"note": "waiting for room for 2 workers with 1 CPUs each (0 of the cluster's 2 are free)"}
+    busy_cluster()
+    rest = list(records)
+    assert not any("note" in record for record in rest)
+    assert rest[-1]["result"]["rounds"] == 2
+    assert wait_until_free(2)
+
+
+def wait_until_free(cpus):
+    """Whether all CPUs are free again within a minute: a run gives back its places."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < cpus and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return ray.available_resources().get("CPU", 0) == cpus
+
+
+@pytest.mark.ray
+def test_a_run_without_room_can_be_stopped_and_no_longer_waits_for_any(busy_cluster, tmp_path):
+    records = run_on_ray(load(None, OVERRIDES), tmp_path / "run")
+    assert "note" in next(records)
+    with pytest.raises(KeyboardInterrupt):
+        records.throw(KeyboardInterrupt)
+    busy_cluster()
+    assert wait_until_free(2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_relative_paths_become_those_of_the_process_that_was_given_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["data.name=folder", "data.root=photos", "backbone.weights=w/vit.safetensors", "runtime.storage=~/saved"]
+    config = absolute_paths(load(None, given))
+    here = Path(os.getcwd())
+    assert config.data.root == str(here / "photos")
+    assert config.backbone.weights == str(here / "w" / "vit.safetensors")
+    assert config.runtime.storage == str(Path.home() / "saved")
+
+
+def test_words_and_uris_are_no_paths():
+    config = load(None, ["backbone.weights=offline", "runtime.storage=s3://bucket/runs"])
+    assert absolute_paths(config) == config
