@@ -22,6 +22,7 @@ BENCHMARKS = {
     "recovery": "how well the set aggregation finds planted correspondences, by scale, noise, schedule and prior",
     "communication": "bytes that a client sends and receives per method, next to full fine-tuning",
     "fused": "a fused group of clients against one client after the other: speed and largest difference",
+    "faults": "processes killed, commands stopped, checkpoints damaged: whether runs come to the same numbers",
 }
 
 
@@ -230,6 +231,40 @@ def backbones() -> None:
         click.echo(f"{entry.name:<36}{entry.weights:<10}{'present' if entry.present else 'absent ':<9}{entry.about}")
         if not entry.present:
             click.echo(f"{'':<55}get it: {entry.how}")
+
+
+@_command
+@click.argument("arguments", nargs=-1, metavar="[SWEEP.yaml] [key=value ...]")
+@_output_option("Folder of the sweep; default: a new one below runs/sweeps/.")
+@click.option("--resume", is_flag=True, help="Run what is left of the sweep in --output.")
+def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None:
+    """Run all trials of a sweep file on Ray Tune, each in a folder of its own; overrides go into its base."""
+    path, overrides = _split(arguments)
+    if resume and output is None:
+        raise InputError("--resume: needs --output DIR, the folder of the sweep to continue")
+    if path is None and not resume:
+        raise InputError("SWEEP.yaml: missing; allowed: a sweep file, such as those in tune_configs/")
+    from fedprompt.runtime.federation import RunFailed
+    from fedprompt.runtime.run import terminated_as_interrupt
+    from fedprompt.study import sweep as sweeping
+
+    given = Path(path) if path else None
+    plan = sweeping.resumed(output, given, overrides) if resume else sweeping.planned(given, overrides, output)
+    try:
+        with terminated_as_interrupt():
+            outcomes = sweeping.run(plan, lambda line: click.echo(f"fedprompt: {line}", err=True))
+    except KeyboardInterrupt:
+        _fail(f"fedprompt: stopped; continue with: fedprompt sweep --resume --output {plan.output}", 1)
+    except RunFailed as error:
+        _fail(f"fedprompt: {error}", 1)
+    click.echo(outcomes.text())
+    if best := outcomes.best():
+        click.echo(f"best on validation: {best['trial']}, {best['last10_accuracy']:.1%} test accuracy in the last ten")
+    click.echo(f"written: {plan.output}/results.csv  (tensorboard --logdir {plan.output})")
+    if failed := outcomes.of("failed"):
+        for trial in failed:
+            click.echo(f"fedprompt: {trial.name} failed: {outcomes.reason(trial)}", err=True)
+        sys.exit(1)
 
 
 @_command

@@ -1,0 +1,235 @@
+"""A sweep on Ray Tune: many runs on one cluster, each in a folder of its own, and a table of what became of them.
+
+Tune decides which trials run when, by what the cluster has, and asks its scheduler which ones to stop early; the trials
+themselves, their folders and the table are ours, so a sweep is resumed from what its folder holds: trials with a result
+are left alone, stopped ones too, all others continue from their own checkpoints. A resumed scheduler compares the
+trials of its own session only.
+
+On a cluster of several hosts the sweep's folder must be reachable from all of them under the same path, for every
+trial's driver writes there, wherever it runs. Checkpoints may be elsewhere (``runtime.storage``: a sub-folder each).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from fedprompt.errors import InputError
+from fedprompt.runtime.checkpoints import store_of
+from fedprompt.runtime.federation import RunFailed
+from fedprompt.runtime.on_ray import DRIVER_RESTARTS, connected
+from fedprompt.study.outcomes import Outcomes, read_statuses
+from fedprompt.study.space import Trial, expand
+from fedprompt.study.sweep_file import SweepFile, naming, read
+from fedprompt.study.trial import ERROR, METRIC, TIME, bundles, run_trial
+from fedprompt.tracking.files import write_atomic
+
+FREE_ON_RESUME = ("runtime", "tracking")
+GRACE_ROUNDS, REDUCTION = 5, 3.0
+STOPPED = "by the scheduler"
+TUNE = ".tune"  # Tune's own state, below the sweep's folder
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # it would write every curve a second time
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours
+    "RAY_AIR_NEW_OUTPUT": "0",  # its banner
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # not every round is scored
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that is ready to start: its file, its trials, and the folder that it writes to."""
+
+    file: SweepFile
+    trials: list[Trial]
+    output: Path
+
+
+def planned(path: Path, overrides: Sequence[str], output: Path | None) -> Sweep:
+    """Read and expand a sweep file. Raises InputError where it is wrong, or ``output`` is there and not empty."""
+    sweep = _expanded(path, overrides, output or _default_output(path))
+    if sweep.output.exists() and (not sweep.output.is_dir() or any(sweep.output.iterdir())):
+        raise InputError(f"--output: {sweep.output} is not an empty folder; allowed: --resume, or another folder")
+    for trial in sweep.trials:
+        storage = trial.config.runtime.storage
+        if storage and not store_of(storage, sweep.output).is_empty():
+            raise InputError(f"runtime.storage: {storage} holds checkpoints already; allowed: an empty folder")
+    return sweep
+
+
+def resumed(output: Path, path: Path | None, overrides: Sequence[str]) -> Sweep:
+    """Read the sweep in ``output`` again; only where it runs may change."""
+    saved = output / "sweep.yaml"
+    if not saved.exists():
+        raise InputError(f"--resume: no sweep in {output} (sweep.yaml is missing); allowed: the folder of a sweep")
+    if path is not None:
+        raise InputError(f"--resume: takes the sweep from {saved}; leave out {path}, overrides are allowed")
+    for override in overrides:
+        if override.partition(".")[0].strip() not in FREE_ON_RESUME:
+            raise InputError(f"{override}: cannot change on --resume; allowed: keys of {' and '.join(FREE_ON_RESUME)}")
+    return _expanded(saved, overrides, output)
+
+
+def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
+    """Run all trials that have not ended yet, and return the table; ``say`` gets a line per trial that ends.
+
+    Ctrl-C leaves running trials with their checkpoints and is raised again. Raises InputError where no cluster can be
+    reached or a trial does not fit into it, RunFailed where Tune itself fails.
+    """
+    with connected(sweep.trials[0].config):
+        for trial in sweep.trials:
+            bundles(trial)
+        sweep.output.mkdir(parents=True, exist_ok=True)
+        outcomes = _so_far(sweep)
+        write_atomic(sweep.output / "sweep.yaml", sweep.file.to_yaml().encode())
+        outcomes.write()
+        left = outcomes.of("pending")
+        say(f"{len(left)} of {len(sweep.trials)} trials to run, into {sweep.output}")
+        try:
+            if left:
+                _tune(sweep, left, outcomes, say)
+        except BaseException:
+            for trial in outcomes.of("running"):
+                outcomes.set(trial, "interrupted")
+            outcomes.write()
+            raise
+    return outcomes
+
+
+def _expanded(path: Path, overrides: Sequence[str], output: Path) -> Sweep:
+    file = read(path, overrides)
+    with naming(path):
+        trials = expand(file)
+        _check_grace(file, trials)
+    return Sweep(file, trials, output)
+
+
+def _check_grace(file: SweepFile, trials: Sequence[Trial]) -> None:
+    rounds = max(trial.config.federation.rounds for trial in trials)
+    if file.scheduler != "none" and _grace(file) > rounds:
+        raise InputError(
+            f"grace_rounds: {_grace(file)} is more than federation.rounds = {rounds}; allowed: 1 to {rounds}"
+        )
+
+
+def _grace(file: SweepFile) -> int:
+    return file.grace_rounds or GRACE_ROUNDS
+
+
+def _default_output(path: Path) -> Path:
+    return Path("runs") / "sweeps" / f"{datetime.now():%Y%m%d-%H%M%S}-{path.stem}"
+
+
+def _so_far(sweep: Sweep) -> Outcomes:
+    """The table as the folder tells it: a result means done, and who was stopped stays so."""
+    outcomes, before = Outcomes(sweep.output, sweep.trials), read_statuses(sweep.output)
+    for trial in sweep.trials:
+        if (sweep.output / trial.name / "result.json").exists():
+            outcomes.set(trial, "done")
+            if before.get(trial.name) != "done":  # the sweep was killed before it came to know
+                outcomes.to_tensorboard(trial)
+        elif before.get(trial.name) == "stopped":
+            outcomes.set(trial, "stopped", STOPPED)
+    return outcomes
+
+
+def _tune(sweep: Sweep, left: Sequence[Trial], outcomes: Outcomes, say: Callable[[str], None]) -> None:
+    os.environ.update(QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in the table
+    shutil.rmtree(sweep.output / TUNE, ignore_errors=True)
+    folder = str(sweep.output.resolve())
+    trainable = tune.with_parameters(run_trial, trials=sweep.trials, output=folder)
+    scheduler = _scheduler(sweep)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, lambda chosen: bundles(sweep.trials[chosen["trial"]])),
+        param_space={"trial": tune.grid_search([trial.number for trial in left])},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=sweep.file.max_concurrent,
+            # A process that ended its trial takes the next one; one that was stopped may still be at work.
+            reuse_actors=sweep.file.scheduler == "none",
+            trial_dirname_creator=lambda trial: sweep.trials[trial.config["trial"]].name,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=folder,
+            callbacks=[_Watch(outcomes, say)],
+            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except (tune.TuneError, ray.exceptions.RayError) as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, OSError):
+            raise cause from None
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise RunFailed(f"Ray Tune failed ({reason}); continue with --resume") from error
+
+
+def _scheduler(sweep: Sweep) -> TrialScheduler:
+    """Trials are compared at the rounds in which they are scored, on the validation split."""
+    file, compared = sweep.file, {"time_attr": TIME, "metric": METRIC, "mode": "max"}
+    if file.scheduler == "asha":
+        rounds = max(trial.config.federation.rounds for trial in sweep.trials)
+        return AsyncHyperBandScheduler(
+            **compared,
+            max_t=rounds,
+            grace_period=_grace(file),
+            reduction_factor=file.reduction or REDUCTION,
+            stop_last_trials=False,
+        )
+    if file.scheduler == "median":
+        return MedianStoppingRule(**compared, grace_period=_grace(file))
+    return FIFOScheduler()
+
+
+class _Watch(tune.Callback):
+    """Keeps the table up to date while Tune is at work."""
+
+    def __init__(self, outcomes: Outcomes, say: Callable[[str], None]) -> None:
+        self._outcomes, self._say = outcomes, say
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._outcomes.set(self._ours(trial), "running")
+        self._outcomes.write()
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        ours, error = self._ours(trial), trial.last_result.get(ERROR)
+        if error:
+            self._ended(ours, "failed", error)
+        elif (self._outcomes.folder / ours.name / "result.json").exists():
+            self._ended(ours, "done")
+        else:
+            self._ended(ours, "stopped", STOPPED)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        lines = str(trial.get_error() or "").strip().splitlines()
+        self._ended(self._ours(trial), "failed", f"its process died ({lines[-1] if lines else 'no reason given'})")
+
+    def _ended(self, trial: Trial, status: Any, reason: str = "") -> None:
+        row = self._outcomes.set(trial, status, reason)
+        if status != "failed":
+            self._outcomes.to_tensorboard(trial)
+        self._outcomes.write()
+        ended = len(self._outcomes.of("done", "failed", "stopped"))
+        known = [which for which in ("best", "last10") if row[f"{which}_accuracy"] is not None]
+        scores = [f"{row[f'{which}_accuracy']:.1%} {which}" for which in known]
+        numbers = ", ".join([*scores, f"{row['rounds']} rounds", f"{row['seconds']:.0f} s"])
+        told = shorten(reason, 100) if status == "failed" else numbers  # all of it at the end
+        self._say(f"[{ended}/{len(self._outcomes.trials)}] {trial.name}: {status}, {told}")
+
+    def _ours(self, trial: Any) -> Trial:
+        return self._outcomes.trials[trial.config["trial"]]

@@ -1,0 +1,68 @@
+"""One trial of a sweep, as Tune runs it: the driver of a run whose workers live in the trial's own placement group."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util.placement_group import get_current_placement_group
+
+from fedprompt.errors import os_error_line
+from fedprompt.runtime.driver import Driver
+from fedprompt.runtime.places import shares
+from fedprompt.study.space import Trial
+from fedprompt.tracking.files import write_atomic
+
+TIME, METRIC = "round", "validation_accuracy"  # of what schedulers compare
+ERROR = "error"
+
+
+def bundles(trial: Trial) -> tune.PlacementGroupFactory:
+    """What a trial asks the cluster for: a bundle per worker, before them an empty one for the driver.
+
+    The driver computes while its workers wait, and waits while they compute: with a share of its own, two trials of one
+    worker with one core each would not fit on two cores.
+    """
+    return tune.PlacementGroupFactory([{}, *shares(trial.config)])
+
+
+def run_trial(chosen: dict[str, Any], trials: Sequence[Trial], output: str) -> None:
+    """Run a trial, or what is left of it, in its folder of ``output``, and report every round to Tune.
+
+    The last round is reported when ``result.json`` is there: no scheduler can stop a run that has only to be told of.
+    What goes wrong is a report, too: Tune repeats a trial whose process died, but not one that would fail again.
+    """
+    trial = trials[chosen["trial"]]
+    folder = Path(output) / trial.name
+    last: dict[str, Any] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").unlink(missing_ok=True)
+        write_atomic(folder / "config.yaml", trial.config.to_yaml().encode())
+        with closing(Driver(trial.config, str(folder), get_current_placement_group()).run()) as records:
+            for record in records:
+                if "error" in record:
+                    last = {ERROR: record["error"]}
+                elif "round" in record and record["round"] < trial.config.federation.rounds:
+                    tune.report(_numbers(record))
+                elif "round" in record:
+                    last = _numbers(record)
+    except OSError as error:
+        last = {ERROR: os_error_line(error)}
+    except Exception as error:  # of a method of the user's own, for one
+        last = {ERROR: f"{type(error).__name__}: {' '.join(str(error).split())}; all of it in {folder / 'error.txt'}"}
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+    if ERROR in last and not (folder / "error.txt").exists() and folder.is_dir():
+        (folder / "error.txt").write_text(f"{last[ERROR]}\n", encoding="utf-8")
+    if last:
+        tune.report(last)
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """What Tune is told of a round; accuracies where it was scored."""
+    scored = {f"{split}_accuracy": record[split]["accuracy"] for split in ("validation", "test") if split in record}
+    return {TIME: record["round"], **scored}

@@ -1,0 +1,244 @@
+"""A sweep runs every trial as an ordinary run, tells what became of each, and goes on where it was interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tiny import TINY
+
+ray = pytest.importorskip("ray")
+
+from fedprompt.cli import main  # noqa: E402
+from fedprompt.config import load  # noqa: E402
+from fedprompt.errors import InputError  # noqa: E402
+from fedprompt.runtime.run import run_in_process  # noqa: E402
+from fedprompt.study.outcomes import Outcomes, read_statuses, summary  # noqa: E402
+from fedprompt.study.space import expand  # noqa: E402
+from fedprompt.study.sweep import _so_far, planned, resumed, run  # noqa: E402
+from fedprompt.tracking import metrics  # noqa: E402
+
+pytestmark = pytest.mark.ray
+HALF = "runtime.cpus_per_worker=0.5"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+def sweep_file(folder, **keys):
+    """A sweep of tiny runs; what they share is given as overrides."""
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(keys, sort_keys=False))
+    return path
+
+
+def sweep(*arguments):
+    return CliRunner().invoke(main, ["sweep", *map(str, arguments)])
+
+
+def table(output):
+    return pd.read_csv(output / "results.csv").set_index("trial")
+
+
+def lines(folder):
+    """Lines of metrics.jsonl without what a clock says."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in metrics.read(folder / "metrics.jsonl")]
+
+
+def run_alone(config_file, folder):
+    """The ordinary run of a trial's configuration, in this process."""
+    torch.set_num_threads(1)
+    return list(run_in_process(load(config_file), folder))[-1]["result"]
+
+
+@pytest.fixture(scope="module")
+def mixed(cluster, tmp_path_factory):
+    """A sweep of four trials, of which two ask for more images per client than there are."""
+    folder = tmp_path_factory.mktemp("mixed")
+    space = {"algorithm.name": {"grid": ["fedavg", "head"]}, "partition.min_size": {"grid": [4, 400]}}
+    overrides = [*(key for key in TINY if "min_size" not in key), "tracking.tensorboard=true", HALF]
+    end = sweep(sweep_file(folder, about="four", space=space), *overrides, "--output", folder / "out")
+    return end, folder / "out"
+
+
+DONE = ["000-fedavg-min_size4", "002-head-min_size4"]
+FAILED = ["001-fedavg-min_size400", "003-head-min_size400"]
+
+
+def test_a_failing_trial_is_told_and_the_others_end(mixed):
+    end, output = mixed
+    rows = table(output)
+    assert end.exit_code == 1, end.output
+    assert list(rows.index) == sorted(DONE + FAILED)
+    assert dict(rows.status) == {**dict.fromkeys(DONE, "done"), **dict.fromkeys(FAILED, "failed")}
+    assert rows.reason[DONE].isna().all()
+    assert rows.reason[FAILED].str.startswith("partition.min_size: 400 for each of 6 clients").all()
+    for name in FAILED:
+        assert f"{name} failed: partition.min_size: 400" in end.stderr
+        assert (output / name / "error.txt").read_text().startswith("partition.min_size: 400")
+    assert "[4/4] " in end.stderr
+    assert end.stdout.splitlines()[0].split()[:2] == ["trial", "status"]
+    assert f"{output}/results.csv" in end.stdout
+
+
+@pytest.mark.parametrize("name", DONE)
+def test_a_trial_is_the_ordinary_run_of_its_configuration(mixed, tmp_path, name):
+    _, output = mixed
+    alone = run_alone(output / name / "config.yaml", tmp_path / "alone")
+    assert lines(output / name) == lines(tmp_path / "alone")
+    row = table(output).loc[name]
+    for part in ("best", "final", "last10"):
+        assert row[f"{part}_accuracy"] == pytest.approx(alone[part]["accuracy"])
+        assert row[f"{part}_validation_accuracy"] == pytest.approx(alone[part]["validation_accuracy"])
+    assert row["client_mean_accuracy"] == pytest.approx(alone["clients"]["mean_accuracy"])
+    assert (row["up_bytes"], row["down_bytes"]) == (
+        alone["communication"]["up_bytes"],
+        alone["communication"]["down_bytes"],
+    )
+    assert row["rounds"] == 2
+    assert row["partition.min_size"] == 4
+    assert {path.name for path in (output / name).iterdir()} >= {"result.json", "checkpoints", "accuracy.png"}
+
+
+def test_tensorboard_has_each_curve_once_and_swept_values_in_the_same_run(mixed):
+    _, output = mixed
+    events = {path.parent for path in output.rglob("events.out.tfevents.*")}
+    assert events == {output / name / "tensorboard" for name in DONE}
+    seen = EventAccumulator(str(output / DONE[0] / "tensorboard")).Reload()
+    assert len(seen.Scalars("accuracy/test")) == 3
+    row = table(output).loc[DONE[0]]
+    assert seen.Scalars("hparams/last10_accuracy")[0].value == pytest.approx(row["last10_accuracy"])
+    content = seen.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    swept = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert swept["algorithm.name"].string_value == "fedavg"
+    assert swept["partition.min_size"].number_value == 4
+
+
+def test_resuming_tries_failed_trials_again_and_leaves_the_others_alone(mixed, tmp_path):
+    _, output = mixed
+    before = {name: (output / name / "result.json").stat().st_mtime_ns for name in DONE}
+    end = sweep("--resume", "--output", output)
+    assert end.exit_code == 1
+    assert "2 of 4 trials to run" in end.stderr
+    assert {name: (output / name / "result.json").stat().st_mtime_ns for name in DONE} == before
+    assert list(table(output).status) == ["done", "failed", "done", "failed"]
+    refused = sweep(output / "sweep.yaml", "--output", output)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "allowed: --resume, or another folder" in refused.stderr
+
+
+def test_asha_stops_a_trial_that_does_badly_on_the_validation_split(cluster, tmp_path):
+    path = sweep_file(
+        tmp_path,
+        space={"local.lr": {"grid": [1e-2, 1e-9]}},
+        scheduler="asha",
+        grace_rounds=1,
+        reduction=2,
+        max_concurrent=1,
+    )
+    output = tmp_path / "out"
+    end = sweep(path, *TINY, "algorithm.name=head", "federation.rounds=30", HALF, "--output", output)
+    assert end.exit_code == 0, end.output
+    good, bad = table(output).itertuples()
+    assert (good.status, bad.status) == ("done", "stopped")
+    assert good.rounds == 30
+    assert 1 <= bad.rounds < 30
+    assert not (output / bad.Index / "result.json").exists()
+    assert "0 of 2 trials to run" in sweep("--resume", "--output", output).stderr
+    assert list(table(output).status) == ["done", "stopped"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(cluster, tmp_path):
+    space = {"seed": {"grid": [0, 1, 2]}}
+    path, output = sweep_file(tmp_path, space=space, max_concurrent=1), tmp_path / "out"
+    overrides = [*TINY, "algorithm.name=fedavg", "federation.rounds=15", HALF]
+    command = [sys.executable, "-m", "fedprompt.cli", "sweep", str(path), *overrides, "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    second = output / "001-seed1"
+    while not (second / "metrics.jsonl").exists() or len(metrics.read(second / "metrics.jsonl")) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == (
+        f"fedprompt: stopped; continue with: fedprompt sweep --resume --output {output}"
+    ), errors
+    assert list(table(output).status) == ["done", "interrupted", "pending"]
+    first = (output / "000-seed0" / "result.json").stat().st_mtime_ns
+    reached = table(output).rounds["001-seed1"]
+
+    end = sweep("--resume", "--output", output)
+    assert end.exit_code == 0, end.output
+    assert list(table(output).status) == ["done"] * 3
+    assert (output / "000-seed0" / "result.json").stat().st_mtime_ns == first
+    run_alone(second / "config.yaml", tmp_path / "alone")
+    assert lines(second) == lines(tmp_path / "alone")
+    assert 2 <= reached < 15
+
+
+def test_trials_that_do_not_fit_the_cluster_are_refused_before_anything_is_written(cluster, tmp_path):
+    path, output = sweep_file(tmp_path, space={"seed": {"grid": [0, 1]}}), tmp_path / "out"
+    with pytest.raises(InputError, match=r"runtime\.workers: 5 with 1 CPUs"):
+        run(planned(path, [*TINY, "runtime.workers=5"], output), print)
+    assert not output.exists()
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """A sweep of two trials that has not begun."""
+    return planned(sweep_file(tmp_path, space={"seed": {"grid": [0, 1]}}), TINY, tmp_path / "out")
+
+
+def test_a_killed_sweep_knows_its_trials_by_their_folders(plan):
+    names = [trial.name for trial in plan.trials]
+    plan.output.mkdir()
+    outcomes = Outcomes(plan.output, plan.trials)
+    for trial in plan.trials:
+        outcomes.set(trial, "running")
+    outcomes.write()  # and killed here
+    assert read_statuses(plan.output) == dict.fromkeys(names, "running")
+    (plan.output / names[1]).mkdir()
+    (plan.output / names[1] / "result.json").write_text("{}")
+    again = _so_far(SimpleNamespace(output=plan.output, trials=plan.trials))
+    assert [again.status(trial) for trial in plan.trials] == ["pending", "done"]
+
+
+def test_only_where_a_sweep_runs_may_change_on_resume(plan):
+    plan.output.mkdir()
+    (plan.output / "sweep.yaml").write_text(plan.file.to_yaml())
+    assert expand(plan.file) == resumed(plan.output, None, []).trials
+    changed = resumed(plan.output, None, ["runtime.workers=2"])
+    assert [trial.config.runtime.workers for trial in changed.trials] == [2, 2]
+    with pytest.raises(InputError, match=r"federation\.rounds=9: cannot change on --resume"):
+        resumed(plan.output, None, ["federation.rounds=9"])
+    with pytest.raises(InputError, match="leave out"):
+        resumed(plan.output, plan.output / "sweep.yaml", [])
+
+
+def test_a_storage_with_checkpoints_of_another_sweep_is_refused(tmp_path):
+    path = sweep_file(tmp_path, space={"seed": {"grid": [0, 1]}})
+    taken = tmp_path / "storage" / "001-seed1"
+    taken.mkdir(parents=True)
+    (taken / "round_000001.pt").touch()
+    with pytest.raises(InputError, match=r"runtime\.storage: .*001-seed1 holds checkpoints already"):
+        planned(path, [*TINY, f"runtime.storage={tmp_path / 'storage'}"], tmp_path / "out")
+
+
+def test_a_run_without_rounds_has_an_empty_row(tmp_path):
+    row = summary(tmp_path / "metrics.jsonl")
+    assert (row["best_accuracy"], row["rounds"], row["up_bytes"]) == (None, 0, 0)
