@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from fedprompt.client.cohort import Task, Update
 from fedprompt.client.rules import LocalOptions, LocalRule, make_rule
-from fedprompt.models.params import HEAD, Params
+from fedprompt.models.params import HEAD, Params, is_finite, weighted_mean
 
 KINDS = ("prompt", "deep", "pool", "none", "adapter", "lora", "full")
 Metrics = dict[str, float]
@@ -70,7 +70,12 @@ class Algorithm:
     kinds: ClassVar[tuple[str, ...]] = KINDS  # of `prompt.kind`; the first is the default
     optimizers: ClassVar[tuple[str, ...]] = ("adam", "sgd")  # of `local.optimizer`; the first is the default
     pooled: ClassVar[bool] = False  # one client holds everybody's data
+    needs_only_mean: ClassVar[bool] = False  # of the updates, by samples: workers may then send their groups' means
     Settings: ClassVar[type[BaseModel]] = NoSettings
+
+    def __init_subclass__(cls) -> None:
+        if "aggregate" in vars(cls) and "needs_only_mean" not in vars(cls):
+            cls.needs_only_mean = False  # what holds of a method need not hold of one that is derived from it
 
     def __init__(self, settings: BaseModel, setting: Setting) -> None:
         self.settings, self.setting = settings, setting
@@ -114,8 +119,35 @@ class Algorithm:
         """How a client steps: by default the optimizer of the configuration."""
         return make_rule(options)
 
+    def summarize(self, updates: Sequence[Update]) -> list[Update]:
+        """Make of a group's updates what ``aggregate`` needs of them; a worker does before it sends them.
+
+        Where that is the mean by samples, the finite ones become one; else, and where a client keeps anything, they
+        stay as they are.
+        """
+        finite = [update for update in updates if is_finite(update.params)]
+        if not self.needs_only_mean or len(finite) < 2 or any(self._is_of_its_own(update) for update in finite):
+            return list(updates)
+        samples = [update.samples for update in finite]
+        mean = Update(
+            client=min(update.client for update in finite),
+            samples=sum(samples),
+            steps=sum(update.steps for update in finite),
+            params=weighted_mean([update.params for update in finite], samples),
+            selected=None,
+            loss=sum(update.loss * update.samples for update in finite) / sum(samples),
+            merged=tuple(sorted(update.client for update in finite)),
+        )
+        return [mean, *(update for update in updates if not is_finite(update.params))]
+
+    def _is_of_its_own(self, update: Update) -> bool:
+        return bool(update.reply or update.kept or any(self.is_personal(name) for name in update.params))
+
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
-        """Make the next state out of the cohort's updates (in ascending order of clients, all of them finite)."""
+        """Make the next state out of the cohort's updates (in ascending order of clients, all of them finite).
+
+        With ``needs_only_mean`` an update may be the mean of several clients' (``Update.clients``).
+        """
         raise NotImplementedError
 
     def after_test(self, state: State, selected: np.ndarray | None) -> State:

@@ -29,6 +29,8 @@ from fedprompt.models.params import weighted_mean
 class FedAvg(Algorithm):
     """Average everything that travels; personal tensors are averaged too, for scoring only (nobody receives them)."""
 
+    needs_only_mean = True
+
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """w ← Σ n_k w_k / Σ n_k."""
         mean = weighted_mean([update.params for update in updates], [update.samples for update in updates])

@@ -56,6 +56,7 @@ class FedOptSettings(BaseModel):
 class FedOpt(Algorithm):
     """Server optimizers with first and second moments of all that travels."""
 
+    needs_only_mean = True
     Settings = FedOptSettings
     settings: FedOptSettings
 

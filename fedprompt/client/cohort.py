@@ -37,7 +37,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Update:
-    """What comes back from one client."""
+    """What comes back from one client, or from several whose updates were averaged on the way."""
 
     client: int
     samples: int  # n_t
@@ -47,6 +47,12 @@ class Update:
     loss: float  # mean over the steps, each before its update
     reply: Params = field(default_factory=dict)  # what the rule sends to the server beside the params
     kept: Params = field(default_factory=dict)  # what the rule leaves with the client
+    merged: tuple[int, ...] = ()  # the clients that this update is the mean of; empty: `client` alone
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Whose update it is."""
+        return self.merged or (self.client,)
 
 
 @dataclass(frozen=True)

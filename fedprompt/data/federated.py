@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class FederatedData:
         """Return a copy of client i's training samples."""
         return self.train.take(self.clients[i])
 
-    @property
+    @cached_property
     def sizes(self) -> np.ndarray:
         """Training samples per client, int64 [N]."""
         return np.array([len(indices) for indices in self.clients], dtype=np.int64)

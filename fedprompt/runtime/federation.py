@@ -175,8 +175,8 @@ class Federation:
         updates = sorted((update for done in trained for update in done), key=lambda update: update.client)
         finite = [update for update in updates if is_finite({**update.params, **update.reply})]
         left_out = sorted({update.client for update in updates} - {update.client for update in finite})
-        if len(left_out) > self._config.federation.max_lost * len(updates):
-            raise RunFailed(self._diverged(round, left_out, len(updates)))
+        if len(left_out) > self._config.federation.max_lost * len(there.present):
+            raise RunFailed(self._diverged(round, left_out, len(there.present)))
         absent = {"dropped": there.dropped, "late": there.late, "left_out": left_out}
         return finite, {**absent, "communication": self._communication(tasks, updates)}
 
@@ -206,7 +206,7 @@ class Federation:
 
     def _communication(self, tasks: Sequence[Task], updates: Sequence[Update]) -> dict[str, int]:
         """Bytes of the tensors that travel: to all, and from those who answer, even where that turns out useless."""
-        answers = {update.client: update for update in updates}
+        answers = {client: update for update in updates for client in update.clients}
         none = Update(client=-1, samples=0, steps=0, params={}, selected=None, loss=math.nan)
         pairs = [self._algorithm.travelling(task, answers.get(task.client, none)) for task in tasks]
         down, up = (sum(size_in_bytes(sent) for sent in way) for way in zip(*pairs, strict=True))

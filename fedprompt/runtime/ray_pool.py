@@ -1,8 +1,8 @@
 """The pool of Ray workers: client data in the object store, one frozen backbone and a share of a GPU per worker.
 
-Every client's samples are one object, put once and read by workers as zero-copy views. Prepared features are objects
-too: made once, by one worker, and read by all. A worker that dies is started anew by Ray and its call repeated; as a
-call's result depends on its arguments alone, nothing but time is lost.
+The samples of a client are one object, put when it first takes part and read by workers as zero-copy views. Prepared
+features are objects too: made once, by one worker, and read by all. A worker that dies is started anew by Ray and its
+call repeated; as a call's result depends on its arguments alone, nothing but time is lost.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ class RayPool:
             for share in shares(config)
         ]
         batch_size = config.local.batch_size
-        self._clients = [ray.put(raw_examples(data.client(i))) for i in range(len(data.clients))]
         self._shards = {
             split: [ray.put(shard) for shard in shards(getattr(data, split), batch_size)]
             for split in ("validation", "test")
         }
         self._pool = ActorPool(self.workers)
+        self._data = data
+        self._raw_clients: dict[int, ray.ObjectRef] = {}  # kept: with them Ray makes lost prepared ones again
         self._prepared_clients: dict[int, ray.ObjectRef] = {}
         self._prepared_shards: dict[str, list[ray.ObjectRef]] = {}
         self.facts = ray.get(self.workers[0].facts.remote())
@@ -88,9 +89,10 @@ class RayPool:
         self.workers.clear()
 
     def _prepare(self, clients: Iterable[int]) -> None:
-        """Have the features of clients that take part for the first time computed."""
-        new = [client for client in clients if client not in self._prepared_clients]
-        self._prepared_clients.update(zip(new, self._prepared([self._clients[client] for client in new]), strict=True))
+        """Put the samples of clients that take part for the first time, and have their features computed."""
+        new = {c: ray.put(raw_examples(self._data.client(c))) for c in clients if c not in self._prepared_clients}
+        self._raw_clients.update(new)
+        self._prepared_clients.update(zip(new, self._prepared(list(new.values())), strict=True))
 
     def _split(self, split: SplitName) -> list[ray.ObjectRef]:
         if split not in self._prepared_shards:

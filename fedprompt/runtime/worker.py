@@ -64,7 +64,10 @@ class Worker:
         return prepare(self._model, examples, keep_tokens)
 
     def train(self, round: int, tasks: Sequence[Task], *examples: Examples) -> list[Update]:
-        """Train a group of clients together; ``examples`` stand in the order of ``tasks``."""
+        """Train a group of clients together; ``examples`` stand in the order of ``tasks``.
+
+        Returns what the method's ``aggregate`` needs of their updates, which may be their mean.
+        """
         training = Training(
             rule=self._algorithm.rule(local_options(self._config), round),
             batch_size=self._config.local.batch_size,
@@ -73,7 +76,7 @@ class Worker:
             round=round,
             domain_classes=self._domain_classes,
         )
-        return train_group(self._model, tasks, examples, training)
+        return self._algorithm.summarize(train_group(self._model, tasks, examples, training))
 
     def predict(self, params: Params, examples: Examples) -> Predictions:
         """Predict a shard in its fixed batches."""

@@ -81,16 +81,16 @@ class Outcomes:
         return {key: settings.get(key) for key in self._keys}
 
 
-def read_statuses(folder: Path) -> dict[str, str]:
-    """The status of every trial in results.csv, by its name; empty where there is no such file."""
+def read_endings(folder: Path) -> dict[str, tuple[str, str]]:
+    """Status and reason of every trial in results.csv, by its name; empty where there is no such file."""
     path = folder / FILE
     if not path.exists():
         return {}
     try:
-        table = pd.read_csv(path, dtype=str, usecols=["trial", "status"])
+        table = pd.read_csv(path, dtype=str, usecols=["trial", "status", "reason"]).fillna("")
     except ValueError as error:
         raise InputError(f"{path}: not a table of trials ({' '.join(str(error).split())}); delete it") from None
-    return dict(zip(table["trial"], table["status"]))
+    return {row.trial: (row.status, row.reason) for row in table.itertuples()}
 
 
 def summary(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -25,6 +24,7 @@ from fedprompt.study.groups import (
     partition_words,
     varying,
 )
+from fedprompt.study.outcomes import read_endings
 from fedprompt.study.runs import LeftOut, find
 from fedprompt.study.statistics import WILCOXON_FROM, Comparison, compare, smallest_wilcoxon_p
 from fedprompt.study.tables import ONLY_RAW, comparison_table, raw_table, setting_table, values
@@ -94,20 +94,13 @@ def write_report(folders: Sequence[Path], output: Path) -> tuple[int, list[LeftO
 
 
 def failed_trials(folders: Sequence[Path]) -> list[str]:
-    """What a sweep's ``results.csv``, where one lies in the folders, says of trials that failed: a line each."""
-    lines = []
-    for path in (folder / "results.csv" for folder in folders):
-        if not path.is_file():
-            continue
-        try:
-            table = pd.read_csv(path, dtype=str).fillna("")
-        except ValueError as error:
-            raise InputError(f"{path}: not a table ({error}); repair it or move it away") from None
-        for _, row in table.iterrows():
-            if row.get("error"):
-                trial = row.get("folder") or row.get("trial") or row.iloc[0]
-                lines.append(f"{path.parent / trial}: {row['error'].strip().splitlines()[-1]}")
-    return lines
+    """What the ``results.csv`` of sweeps among the folders say of trials that failed: a line each."""
+    return [
+        f"{folder / trial}: {reason}"
+        for folder in folders
+        for trial, (status, reason) in read_endings(folder).items()
+        if status == "failed"
+    ]
 
 
 def _compared(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> str:

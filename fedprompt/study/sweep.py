@@ -29,7 +29,7 @@ from fedprompt.errors import InputError
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import RunFailed
 from fedprompt.runtime.on_ray import DRIVER_RESTARTS, connected
-from fedprompt.study.outcomes import Outcomes, read_statuses
+from fedprompt.study.outcomes import Outcomes, read_endings
 from fedprompt.study.space import Trial, expand
 from fedprompt.study.sweep_file import SweepFile, naming, read
 from fedprompt.study.trial import ERROR, METRIC, TIME, bundles, run_trial
@@ -133,13 +133,14 @@ def _default_output(path: Path) -> Path:
 
 def _so_far(sweep: Sweep) -> Outcomes:
     """The table as the folder tells it: a result means done, and who was stopped stays so."""
-    outcomes, before = Outcomes(sweep.output, sweep.trials), read_statuses(sweep.output)
+    outcomes, before = Outcomes(sweep.output, sweep.trials), read_endings(sweep.output)
     for trial in sweep.trials:
+        status, _ = before.get(trial.name, ("", ""))
         if (sweep.output / trial.name / "result.json").exists():
             outcomes.set(trial, "done")
-            if before.get(trial.name) != "done":  # the sweep was killed before it came to know
+            if status != "done":  # the sweep was killed before it came to know
                 outcomes.to_tensorboard(trial)
-        elif before.get(trial.name) == "stopped":
+        elif status == "stopped":
             outcomes.set(trial, "stopped", STOPPED)
     return outcomes
 

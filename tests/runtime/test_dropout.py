@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from fedprompt.config import FederationSection
 from fedprompt.models.params import size_in_bytes
+from fedprompt.runtime import worker
 from fedprompt.runtime.attendance import attendance, slowness
 from fedprompt.runtime.federation import RunFailed
 from fedprompt.runtime.pool import InProcessPool
@@ -157,18 +159,14 @@ def test_a_round_without_any_answer_passes_and_changes_nothing(runs, same_params
 @pytest.fixture
 def spoil(monkeypatch):
     """Let the updates of the given clients come back with params that are not finite."""
-    train = InProcessPool.train
+    train = worker.train_group
 
     def of(clients):
         def spoiled(update):
             params = {**update.params, "head.2.bias": update.params["head.2.bias"] * float("nan")}
             return dataclasses.replace(update, params=params) if update.client in clients else update
 
-        monkeypatch.setattr(
-            InProcessPool,
-            "train",
-            lambda self, round, groups: ([spoiled(u) for u in updates] for updates in train(self, round, groups)),
-        )
+        monkeypatch.setattr(worker, "train_group", lambda *given: [spoiled(update) for update in train(*given)])
 
     return of
 
@@ -180,6 +178,7 @@ def test_clients_that_diverge_are_left_out_named_and_counted(runs, spoil):
     assert records[1]["warnings"] == ["left out clients [1, 4]: their params are not finite"]
     assert records[-1]["result"]["left_out"] == 4
     assert records[1]["communication"]["up_bytes"] == records[1]["communication"]["down_bytes"]  # they did answer
+    assert all(torch.isfinite(value).all() for value in runs.params("run").values())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A whole federation in one process: what a round does, what it records, and what the result says."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -8,14 +7,14 @@ import sys
 import pytest
 import torch
 
+from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.config import load
 from fedprompt.errors import InputError
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import run as running
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoints import CheckpointStore
-from fedprompt.runtime.federation import Federation, RunFailed
 from fedprompt.runtime.pool import InProcessPool
+from fedprompt.runtime.worker import Worker
 from fedprompt.seeding import Stream, generator
 
 SCORES = {"accuracy", "balanced_accuracy", "macro_f1", "loss", "validation_accuracy", "round"}
@@ -136,42 +135,19 @@ def test_rounds_between_evaluations_are_not_scored_but_the_last_always_is(runs):
     assert records[-1]["result"]["last10"]["evaluations"] == 2
 
 
-class Spoiled:
-    """A pool that returns infinite params for some clients."""
-
-    def __init__(self, pool, clients):
-        self._pool, self._clients, self.facts = pool, clients, pool.facts
-
-    def __getattr__(self, name):
-        return getattr(self._pool, name)
-
-    def train(self, round, groups):
-        for updates in self._pool.train(round, groups):
-            yield [self._spoil(update) if update.client in self._clients else update for update in updates]
-
-    def _spoil(self, update):
-        params = {**update.params, "head.2.bias": update.params["head.2.bias"] * float("nan")}
-        return dataclasses.replace(update, params=params)
-
-
-def spoiled_federation(runs, clients):
-    config = runs.config("algorithm.name=fedavg", "federation.rounds=1", "federation.cohort=6")
-    data = build_data(config)
-    store = CheckpointStore(str(runs.folder / "spoiled" / "checkpoints"))
-    pool = Spoiled(InProcessPool(config, data), clients)
-    return Federation(config, build_algorithm(config), data, pool, store, runs.folder / "spoiled")
-
-
-def test_updates_that_are_not_finite_are_left_out_and_told(runs):
-    record = list(spoiled_federation(runs, {1, 4}).run())[1]
-    assert record["warnings"] == ["left out clients [1, 4]: their params are not finite"]
-    assert all(torch.isfinite(value).all() for value in runs.params("spoiled").values())
-
-
-def test_a_round_without_any_finite_update_fails_the_run(runs):
-    with pytest.raises(RunFailed, match=r"round 1: .*local\.lr"):
-        list(spoiled_federation(runs, set(range(6))).run())
-    assert not (runs.folder / "spoiled" / "result.json").exists()
+def test_a_run_with_means_of_groups_is_the_run_with_every_update(runs, monkeypatch):
+    overrides = ("algorithm.name=fedavg", "federation.cohort=6", "runtime.group_size=3")
+    runs.local("means", *overrides)
+    groups, train = [], Worker.train
+    monkeypatch.setattr(Worker, "train", lambda *given: groups.append(train(*given)) or groups[-1])
+    monkeypatch.setattr(FedAvg, "needs_only_mean", False)
+    runs.local("every", *overrides)
+    assert {len(group) for group in groups} == {3}
+    for mean, every in zip(runs.lines("means"), runs.lines("every"), strict=True):
+        assert mean.get("communication") == every.get("communication")
+        assert mean["test"]["loss"] == pytest.approx(every["test"]["loss"], abs=1e-4)
+    for name, value in runs.params("every").items():
+        torch.testing.assert_close(runs.params("means")[name], value, rtol=0, atol=1e-5)
 
 
 def test_a_run_that_diverges_ends_with_code_1_and_one_line(runs, start_process):

@@ -305,7 +305,9 @@ def written(tmp_path_factory):
         accuracies = {"fedavg": [0.51 + alpha / 10, 0.62, 0.7], "pfpt": [0.4, 0.43, 0.41 + alpha / 10]}
         make_methods(folder / f"a{alpha}", accuracies, f"partition.alpha={alpha}")
     (make_run(folder / "a1" / "unfinished", "seed=9", "partition.alpha=1") / "result.json").unlink()
-    (folder / "results.csv").write_text("folder,error\n000-ok,\n001-bad,MemoryError: out of memory\n")
+    (folder / "results.csv").write_text(
+        "trial,status,reason\n000-ok,done,\n001-bad,failed,MemoryError: out of memory\n"
+    )
     write_report([folder], folder / "report")
     return folder / "report"
 

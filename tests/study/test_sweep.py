@@ -22,7 +22,7 @@ from fedprompt.cli import main  # noqa: E402
 from fedprompt.config import load  # noqa: E402
 from fedprompt.errors import InputError  # noqa: E402
 from fedprompt.runtime.run import run_in_process  # noqa: E402
-from fedprompt.study.outcomes import Outcomes, read_statuses, summary  # noqa: E402
+from fedprompt.study.outcomes import Outcomes, read_endings, summary  # noqa: E402
 from fedprompt.study.space import expand  # noqa: E402
 from fedprompt.study.sweep import _so_far, planned, resumed, run  # noqa: E402
 from fedprompt.tracking import metrics  # noqa: E402
@@ -211,7 +211,7 @@ def test_a_killed_sweep_knows_its_trials_by_their_folders(plan):
     for trial in plan.trials:
         outcomes.set(trial, "running")
     outcomes.write()  # and killed here
-    assert read_statuses(plan.output) == dict.fromkeys(names, "running")
+    assert read_endings(plan.output) == dict.fromkeys(names, ("running", ""))
     (plan.output / names[1]).mkdir()
     (plan.output / names[1] / "result.json").write_text("{}")
     again = _so_far(SimpleNamespace(output=plan.output, trials=plan.trials))
