@@ -11,8 +11,11 @@ from tiny import TINY_MODEL
 
 from fedprompt.algorithms import registry
 from fedprompt.cli import main
+from fedprompt.study.space import expand
+from fedprompt.study.sweep_file import read
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 ONE_ROUND = [*TINY_MODEL, "federation.rounds=1"]
 
 
@@ -35,6 +38,7 @@ def folder(tmp_path, monkeypatch):
             place.mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    (tmp_path / "tune_configs").symlink_to(ROOT / "tune_configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -47,7 +51,9 @@ def run(line, *more):
 def test_every_command_of_readme_works(folder):
     assert len(commands()) >= 10
     for line in commands():
-        if "--resume" in line:
+        if line.startswith("fedprompt sweep"):
+            run(line, *([] if "--resume" in line else [*ONE_ROUND, "data.limit=500", "tracking.tensorboard=false"]))
+        elif "--resume" in line:
             run(line, "federation.rounds=2", "--local")
         elif line.startswith("fedprompt run"):
             local = () if "--local" in line else ("--local",)
@@ -56,6 +62,14 @@ def test_every_command_of_readme_works(folder):
         else:
             run(line)
     assert len(list((folder / "runs").glob("*/result.json"))) >= 5
+
+
+def test_the_sweep_file_of_readme_is_one(tmp_path):
+    (text,) = blocks("yaml")
+    (tmp_path / "sweep.yaml").write_text(text)
+    trials = expand(read(tmp_path / "sweep.yaml"))
+    assert len(trials) == 2 * 3 * 2 + 2 * 3 * 2  # FedProx has two draws of mu at every point
+    assert {"algorithm.mu" in trial.swept for trial in trials} == {True, False}
 
 
 def test_the_method_that_readme_defines_runs(folder):

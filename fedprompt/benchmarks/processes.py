@@ -52,6 +52,10 @@ class Job:
         """Processes of the Ray actors of a class, in the order in which they began."""
         return [process for process in family(self._command.pid) if process.title.startswith(f"ray::{name}")]
 
+    def memory(self) -> int:
+        """Bytes of memory that the command and all that it has started hold now; what they share counts once."""
+        return sum(_memory(pid) for pid in (self._command.pid, *(process.pid for process in family(self._command.pid))))
+
     def kill(self) -> None:
         """End the command and all that it has started, at once, as when a machine fails."""
         started = family(self._command.pid)
@@ -102,6 +106,14 @@ def _look(pid: int) -> tuple[int, Process]:
     fields = _fields(pid)
     title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     return int(fields[1]), Process(pid, int(fields[19]), title)
+
+
+def _memory(pid: int) -> int:
+    with suppress(OSError):  # it has ended meanwhile
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _fields(pid: int) -> list[str]:

@@ -45,9 +45,10 @@ class Host:
         subprocess.run(["nsenter", f"--target={self.pid}", "--net", "ip", *line.split()], check=True)
 
     def end(self) -> None:
-        """End the host with all that runs on it."""
+        """End the host with all that runs on it, if it has not ended."""
         self._holder.kill()
-        self._holder.communicate()
+        self._holder.wait()
+        self._holder.stderr.close()
 
 
 def make_hosts(count: int, disks: Path, private: Sequence[Path]) -> list[Host]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 from hosts import end_all, make_hosts, why_no_hosts
 from PIL import Image
 from tiny import TINY, TINY_MODEL
+
+from fedprompt.tracking.metrics import read
 
 pytest.importorskip("ray")
 
@@ -77,7 +80,8 @@ class Cluster:
         self.token = secrets.token_hex(32)
         (folder / "token").write_text(self.token)
         self.outside = environment()
-        self.inside = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"))
+        quickly = {f"RAY_health_check_{what}": "1000" for what in ("period_ms", "timeout_ms", "initial_delay_ms")}
+        self.inside = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(folder / "token"), **quickly)
         for host in hosts:
             place = ["--head", "--port=6379"] if host is hosts[0] else [f"--address={hosts[0].address}:6379"]
             size = [f"--node-ip-address={host.address}", "--num-cpus=1", "--object-store-memory=100000000"]
@@ -147,6 +151,34 @@ def test_a_submitted_run_works_on_every_host_with_data_that_one_host_has(cluster
     logs = [file for number in range(HOSTS) for file in cluster.disk(number).with_name("ray").rglob("*.log")]
     assert logs
     assert not any(cluster.token in file.read_text(errors="ignore") for file in logs)
+
+
+def lines(path):
+    """Lines of metrics.jsonl without clocks and warnings."""
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "warnings")} for record in read(path)
+    ]
+
+
+def test_a_host_that_fails_in_the_middle_of_a_run_changes_no_number(cluster):
+    """The last test on these hosts: it takes one of them away."""
+    run = ["fedprompt", "run", *TINY, "federation.rounds=12", "algorithm.sweeps=3", "runtime.group_size=1"]
+    places = [f"runtime.workers={HOSTS}", "runtime.cpus_per_worker=0.5"]
+    outputs = {name: cluster.own / name for name in ("whole", "bereft")}
+    whole, bereft = (["ray", "job", "submit", "--", *run, *places, "--output", str(o)] for o in outputs.values())
+    head = cluster.hosts[0]
+    done(head.command(*whole), cluster.inside)
+    process = subprocess.Popen(head.command(*bereft), env=cluster.inside, stdout=subprocess.PIPE, text=True)
+    rounds = cluster.disk(0) / "bereft" / "metrics.jsonl"
+    while not rounds.exists() or len(read(rounds)) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    cluster.hosts[-1].end()
+    printed, _ = process.communicate(timeout=300)
+    assert re.search(r"Job '\w+' succeeded", printed), printed[-3000:]
+    assert lines(rounds) == lines(cluster.disk(0) / "whole" / "metrics.jsonl")
+    results = [json.loads((cluster.disk(0) / name / "result.json").read_text()) for name in outputs]
+    assert results[0]["final"] == results[1]["final"]
 
 
 @pytest.fixture
