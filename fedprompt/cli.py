@@ -22,6 +22,7 @@ BENCHMARKS = {
     "recovery": "how well the set aggregation finds planted correspondences, by scale, noise, schedule and prior",
     "communication": "bytes that a client sends and receives per method, next to full fine-tuning",
     "fused": "a fused group of clients against one client after the other: speed and largest difference",
+    "overhead": "from the command to the first local step, the cost of one client's task, the rest of a round",
     "scale": "memory and time per round by clients of the federation and of a cohort; PFPT's server step by cohort",
     "faults": "processes killed, commands stopped, checkpoints damaged: whether runs come to the same numbers",
 }
