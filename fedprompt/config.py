@@ -142,6 +142,7 @@ class RuntimeSection(Section):
     cache_mb: float = Field(2048, ge=0)
     checkpoint_every: PositiveInt = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False  # the frozen blocks, by torch.compile; only on a GPU, and it takes a while at the start
 
 
 class TrackingSection(Section):

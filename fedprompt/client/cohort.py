@@ -3,19 +3,22 @@
 Their batches are one batch for the backbone; prompts, heads and optimizer states are stacked [C, ...]. The gradient of
 the summed losses is, row by row, each client's own gradient. Clients stand in order of their number of steps, longest
 first, and leave from the end. One client is a group of one: there is no second code path.
+
+From the first step to the last nothing is read back from the model's device and nothing is sent to it: data and all
+steps' batches go there before, results come back after. So a GPU never waits for the host, nor the host for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.client.examples import Examples
+from fedprompt.client.examples import Examples, writable
 from fedprompt.client.rules import LocalRule, Slots
 from fedprompt.models.batch import Batch, groups_of
 from fedprompt.models.heads import dropout_factors
@@ -102,41 +105,53 @@ def _train_sorted(
     fixed = {name: value for name, value in everything.items() if not training.trains(name)}
     sent, kept = (stack_present([getattr(task, of) for task in tasks], device) for of in ("sent", "kept"))
     slots = training.rule.start(params, sent, kept)
-    done: list[tuple[Params, Params, Params]] = []  # of the clients that have left, the last client first
+    left: list[tuple[Params, Params, Params]] = []  # stacked, of the clients that have left, the last ones first
     losses = torch.zeros(len(tasks), device=device)
     selected: Tensor | None = None
-    for step in range(feed.steps):
-        active = feed.active(step)
-        if active < len(tasks) - len(done):
-            done += _leave(training.rule, params, slots, active, step)
+    here = len(tasks)
+    for step, active in enumerate(feed.active):
+        if active < here:
+            left.append(_leave(training.rule, params, slots, active, step))
             params, slots, fixed = _first(params, active), _first_slots(slots, active), _first(fixed, active)
+            here = active
         oracle = GradientOracle(model, feed.batch(step), fixed, feed.opens_epoch(step))
         params, slots, now = training.rule.step(params, slots, oracle)
         losses[:active] += now
         if oracle.selected is not None:
-            selected = torch.zeros(len(tasks), oracle.selected.shape[1]) if selected is None else selected
-            selected[:active] += oracle.selected.cpu()
-    done += _leave(training.rule, params, slots, 0, feed.steps)
+            if selected is None:
+                selected = torch.zeros(len(tasks), oracle.selected.shape[1], dtype=torch.bool, device=device)
+            selected[:active] |= oracle.selected
+    left.append(_leave(training.rule, params, slots, 0, feed.steps))
+    totals = losses.tolist()
+    selected = None if selected is None else selected.cpu()
     return [
         Update(
             client=task.client,
             samples=len(data[i]),
             steps=feed.lengths[i],
             params={**task.params, **trained},
-            selected=None if selected is None else selected[i] > 0,
-            loss=float(losses[i]) / feed.lengths[i],
+            selected=None if selected is None else selected[i].clone(),
+            loss=totals[i] / feed.lengths[i],
             reply=reply,
             kept=kept,
         )
-        for i, (task, (trained, reply, kept)) in enumerate(zip(tasks, reversed(done), strict=True))
+        for i, (task, (trained, reply, kept)) in enumerate(zip(tasks, _each(left), strict=True))
     ]
 
 
-def _leave(rule: LocalRule, params: Params, slots: Slots, stay: int, steps: int) -> list[tuple[Params, Params, Params]]:
-    """What the clients behind the first ``stay`` take away after ``steps`` steps, the last client first."""
+def _leave(rule: LocalRule, params: Params, slots: Slots, stay: int, steps: int) -> tuple[Params, Params, Params]:
+    """What the clients behind the first ``stay`` take away after ``steps`` steps: params, reply and kept, stacked."""
     reply, kept = rule.finish(params, slots, steps)
-    leaving = reversed(range(stay, len(next(iter(params.values())))))
-    return [(row(params, i), row(reply, i), row(kept, i)) for i in leaving]
+    # copies, which stay on the device for now: a view would hold on to the tensors of those who still train
+    params, reply, kept = ({n: value[stay:].clone() for n, value in part.items()} for part in (params, reply, kept))
+    return params, reply, kept
+
+
+def _each(left: Sequence[tuple[Params, Params, Params]]) -> Iterator[tuple[Params, Params, Params]]:
+    """What each client took away, on the CPU, the first client first."""
+    for params, reply, kept in reversed(left):
+        for i in range(len(next(iter(params.values())))):
+            yield row(params, i), row(reply, i), row(kept, i)
 
 
 class GradientOracle:
@@ -169,45 +184,49 @@ class _Feed:
     def __init__(
         self, model: PromptedModel, tasks: Sequence[Task], data: Sequence[Examples], training: Training
     ) -> None:
-        self._model, self._device = model, model.backbone.device
-        self._plans = [
+        self._head, device = model.head, model.backbone.device
+        plans = [
             plan_batches(len(d), t.epochs, training.batch_size, self._rng(training, Stream.BATCHES, t.client))
             for t, d in zip(tasks, data, strict=True)
         ]
-        self.lengths = [len(plan) for plan in self._plans]
-        self._per_epoch = np.array([steps_of(len(d), 1, training.batch_size) for d in data])
+        self.lengths = [len(plan) for plan in plans]
         self.steps = self.lengths[0]
-        self._offsets = np.cumsum([0, *(len(d) for d in data)])
+        # how many clients still train at each step: they stand first
+        self.active = [sum(length > step for length in self.lengths) for step in range(self.steps)]
+        self._counts = [tuple(len(plan[step]) for plan in plans[:n]) for step, n in enumerate(self.active)]
+        self._at, self._group, self._slot = self._all_batches(plans, [len(d) for d in data], device)
+        per_epoch = np.array([steps_of(len(d), 1, training.batch_size) for d in data])
+        self._opens = torch.from_numpy(np.arange(self.steps)[:, None] % per_epoch == 0).to(device)  # [steps, C]
         seeds = [self._rng(training, Stream.DROPOUT, t.client).integers(2**32) for t in tasks]
-        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=self._device)
-        self._data = Arrays(Examples.concatenate(data), training.domain_classes, self._device)
+        self._seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
+        self._data = Arrays(Examples.concatenate(data), training.domain_classes, device)
 
     @staticmethod
     def _rng(training: Training, stream: Stream, client: int) -> np.random.Generator:
         return generator(training.seed, stream, training.round, client)
 
-    def active(self, step: int) -> int:
-        """How many clients still train at ``step``: they stand first."""
-        return sum(length > step for length in self.lengths)
+    def _all_batches(
+        self, plans: Sequence[Sequence[np.ndarray]], samples: Sequence[int], device: torch.device
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Samples, groups and slots of each step's batch: cut from one table that goes to the device at once."""
+        starts = np.cumsum([0, *samples])  # of the clients' samples, which lie one client after the other
+        batches = [plan[step] + start for step, n in enumerate(self.active) for plan, start in zip(plans[:n], starts)]
+        group, slot = groups_of(tuple(map(len, batches)), "cpu")  # groups counted through all steps
+        sizes = [sum(counts) for counts in self._counts]
+        group -= torch.from_numpy(np.cumsum([0, *self.active[:-1]]).repeat(sizes))
+        table = torch.stack([torch.from_numpy(np.concatenate(batches)), group, slot]).to(device)
+        return (column.split(sizes) for column in table)
 
     def opens_epoch(self, step: int) -> Tensor:
         """Which of the active clients are at the first batch of an epoch, bool [active]."""
-        return torch.from_numpy(step % self._per_epoch[: self.active(step)] == 0).to(self._device)
+        return self._opens[step, : self.active[step]]
 
     def batch(self, step: int) -> Batch:
         """The batches of all active clients at ``step``, as one."""
-        active = self.active(step)
-        parts = [self._plans[i][step] + self._offsets[i] for i in range(active)]
-        counts = tuple(len(part) for part in parts)
-        head, keep = self._model.head, None
+        counts, head, keep = self._counts[step], self._head, None
         if head.kind == "mlp" and head.dropout:
-            keep = dropout_factors(self._seeds[:active], step, max(counts), head.hidden, head.dropout)
-        return self._data.batch(np.concatenate(parts), counts, keep)
-
-
-def writable(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy of one that is read-only (a view of shared memory), as torch demands."""
-    return array if array.flags.writeable else array.copy()
+            keep = dropout_factors(self._seeds[: len(counts)], step, max(counts), head.hidden, head.dropout)
+        return self._data.batch(self._at[step], self._group[step], self._slot[step], counts, keep)
 
 
 class Arrays:
@@ -220,12 +239,12 @@ class Arrays:
         self._labels, self._images = move(examples.labels), move(examples.images)
         self._tokens, self._query = move(examples.tokens), move(examples.query)
         self._mask = None if domain_classes is None else move(domain_classes[examples.domains])
-        self._device = device
 
-    def batch(self, indices: np.ndarray, counts: tuple[int, ...], keep: Tensor | None) -> Batch:
-        """Gather samples ``indices`` [M], which fall into groups of ``counts``."""
-        at = torch.from_numpy(indices).to(self._device)
-        group, slot = groups_of(counts, self._device)
+    def batch(self, at: Tensor, group: Tensor, slot: Tensor, counts: tuple[int, ...], keep: Tensor | None) -> Batch:
+        """Gather samples ``at`` [M], each at place ``slot`` [M] of its ``group`` [M]; groups have ``counts`` samples.
+
+        All three tensors are on the device already.
+        """
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.index_select(0, at)

@@ -62,20 +62,19 @@ def predict(
     """
     params = {name: value.to(model.backbone.device) for name, value in params.items()}
     data = Arrays(examples, domain_classes, model.backbone.device)
-    predicted, losses, selected = [], [], []
-    span = batch_size * BATCHES_AT_ONCE
-    for start in range(0, len(examples), span):
-        indices = np.arange(start, min(start + span, len(examples)))
-        counts = tuple(len(part) for part in np.split(indices, range(batch_size, len(indices), batch_size)))
+    predicted, losses, selected = [], [], []  # on the device until all are there: a GPU does not wait for the host
+    for at in torch.arange(len(examples), device=model.backbone.device).split(batch_size * BATCHES_AT_ONCE):
+        slot = torch.arange(len(at), device=at.device)
+        counts = tuple(min(batch_size, len(at) - start) for start in range(0, len(at), batch_size))
         stacked = {name: value.expand(len(counts), *value.shape) for name, value in params.items()}
-        batch = data.batch(indices, counts, keep=None)
+        batch = data.batch(at, slot // batch_size, slot % batch_size, counts, keep=None)
         output = model.forward(stacked, batch)
-        predicted.append(output.logits.argmax(1).cpu().numpy())
-        losses.append(F.cross_entropy(output.logits, batch.labels, reduction="none").cpu().numpy())
+        predicted.append(output.logits.argmax(1))
+        losses.append(F.cross_entropy(output.logits, batch.labels, reduction="none"))
         if output.selected is not None:
-            selected.append(output.selected.any(0).cpu().numpy())
-    used = np.any(selected, axis=0) if selected else None
-    return Predictions(examples.labels, np.concatenate(predicted), np.concatenate(losses), used)
+            selected.append(output.selected.any(0))
+    used = torch.stack(selected).any(0).cpu().numpy() if selected else None
+    return Predictions(examples.labels, torch.cat(predicted).cpu().numpy(), torch.cat(losses).cpu().numpy(), used)
 
 
 def scores(predictions: Predictions, classes: int) -> dict[str, float | list[float | None]]:

@@ -63,6 +63,11 @@ def token_bytes(model: PromptedModel) -> int:
     return model.backbone.tokens_per_image * model.backbone.width * 4 if has_tokens_to_keep(model) else 0
 
 
+def writable(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy of one that is read-only (a view of shared memory), as torch demands."""
+    return array if array.flags.writeable else array.copy()
+
+
 @torch.no_grad()
 def prepare(model: PromptedModel, examples: Examples, keep_tokens: bool) -> Examples:
     """Compute what the kind needs of the frozen backbone, once.
@@ -75,18 +80,18 @@ def prepare(model: PromptedModel, examples: Examples, keep_tokens: bool) -> Exam
     if not (keep_tokens or kind.needs_query):
         return examples
     tokens, queries = [], []
-    for start in range(0, len(examples), CHUNK):
-        images = torch.from_numpy(np.array(examples.images[start : start + CHUNK]))
-        x = backbone.run(backbone.embed(images), 0, min(kind.layer, backbone.depth - 1) if keep_tokens else 0)
+    images = torch.from_numpy(writable(examples.images)).to(backbone.device)
+    for chunk in images.split(CHUNK):
+        x = backbone.run(backbone.embed(chunk), 0, min(kind.layer, backbone.depth - 1) if keep_tokens else 0)
         if keep_tokens:
             tokens.append(x.float().cpu().numpy())
         if kind.needs_query:
-            queries.append(backbone.class_feature(x, kind.layer if keep_tokens else 0).cpu().numpy())
+            queries.append(backbone.class_feature(x, kind.layer if keep_tokens else 0))
     images_needed = not keep_tokens and kind.layer < backbone.depth
     return Examples(
         labels=examples.labels,
         domains=examples.domains,
         images=examples.images if images_needed else None,
         tokens=np.concatenate(tokens) if tokens else None,
-        query=np.concatenate(queries) if queries else None,
+        query=torch.cat(queries).cpu().numpy() if queries else None,
     )

@@ -48,8 +48,9 @@ class Batch:
 
     def group_mean(self, values: Tensor) -> Tensor:
         """Return the mean of values [M] within each group as [G]."""
-        sums = values.new_zeros(len(self.counts)).index_add(0, self.group, values)
-        return sums / torch.tensor(self.counts, dtype=values.dtype, device=values.device)
+        zeros = values.new_zeros(len(self.counts))
+        # counted where the values are: sending the counts there would make a GPU wait
+        return zeros.index_add(0, self.group, values) / zeros.index_add(0, self.group, torch.ones_like(values))
 
 
 @dataclass(frozen=True)

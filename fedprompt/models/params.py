@@ -17,7 +17,13 @@ HEAD = "head."
 
 def stack(items: Sequence[Params], device: torch.device | str | None = None) -> Params:
     """Stack C params of equal shapes to {name: [C, ...]}."""
-    return {name: torch.stack([params[name] for params in items]).to(device) for name in items[0]}
+    return {name: _stacked([params[name] for params in items], device) for name in items[0]}
+
+
+def _stacked(values: Sequence[Tensor], device: torch.device | str | None) -> Tensor:
+    if all(value is values[0] for value in values):  # one and the same for all travels to the device once
+        return values[0].to(device).repeat(len(values), *(1,) * values[0].ndim)
+    return torch.stack(list(values)).to(device)
 
 
 def stack_present(items: Sequence[Params], device: torch.device | str | None = None) -> Params:

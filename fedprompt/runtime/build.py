@@ -12,7 +12,9 @@ from fedprompt.algorithms.base import Algorithm, Setting
 from fedprompt.client.rules import LocalOptions
 from fedprompt.config import Config
 from fedprompt.data import FederatedData, PartitionOptions, federate, load
+from fedprompt.errors import InputError
 from fedprompt.models.backbone import Backbone
+from fedprompt.models.compiled import compile_blocks
 from fedprompt.models.heads import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel, torch_device
@@ -53,8 +55,13 @@ def build_algorithm(config: Config) -> Algorithm:
 
 
 def build_model(config: Config, classes: int) -> PromptedModel:
-    """Load the frozen backbone onto this process's device and put kind and head on it."""
+    """Load the frozen backbone onto this process's device and put kind and head on it.
+
+    Raises InputError where blocks are to be compiled and there is no GPU.
+    """
     device = torch_device()
+    if config.runtime.compile and device.type != "cuda":
+        raise InputError("runtime.compile: true needs a GPU, and torch finds none here; allowed: false")
     autocast = _autocast(config.runtime.precision, device)
     # on a CPU in bfloat16 and with few tokens, the backward pass of fused attention costs more than plain products
     torch.backends.cuda.enable_flash_sdp(device.type == "cuda" or autocast is None)
@@ -65,6 +72,8 @@ def build_model(config: Config, classes: int) -> PromptedModel:
         device=device,
         autocast=autocast,
     )
+    if config.runtime.compile:
+        compile_blocks(backbone)
     prompt = PromptOptions(**config.prompt.model_dump())
     head = HeadOptions(**config.head.model_dump(exclude={"personal"}))
     return PromptedModel(backbone, prompt, head, classes)

@@ -39,7 +39,8 @@ class FeatureMemory:
 
 def _key(config: Config, what: str, raw: Examples) -> str:
     """A digest of all that prepared examples depend on."""
-    settings = (config.backbone, config.runtime.precision, config.runtime.cpus_per_worker, what)
+    runtime = config.runtime
+    settings = (config.backbone, runtime.precision, runtime.compile, runtime.cpus_per_worker, what)
     digest = hashlib.sha256(repr(settings).encode())
     for array in (raw.images, raw.labels, raw.domains):
         digest.update(f"{array.shape} {array.dtype}".encode())

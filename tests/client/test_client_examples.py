@@ -23,7 +23,8 @@ def held(examples: Examples) -> set[str]:
 
 def logits(model, examples):
     params = stack([model.init(np.random.default_rng(0))])
-    batch = Arrays(examples, None, torch.device("cpu")).batch(np.arange(len(examples)), (len(examples),), None)
+    at = torch.arange(len(examples))
+    batch = Arrays(examples, None, torch.device("cpu")).batch(at, torch.zeros_like(at), at, (len(examples),), None)
     with torch.no_grad():
         return model.forward(params, batch).logits
 
