@@ -23,6 +23,7 @@ BENCHMARKS = {
     "communication": "bytes that a client sends and receives per method, next to full fine-tuning",
     "fused": "a fused group of clients against one client after the other: speed and largest difference",
     "overhead": "from the command to the first local step, the cost of one client's task, the rest of a round",
+    "gpu": "local training on a GPU: images per second, FLOP utilisation, and the ratio to the obvious way",
     "scale": "memory and time per round by clients of the federation and of a cohort; PFPT's server step by cohort",
     "faults": "processes killed, commands stopped, checkpoints damaged: whether runs come to the same numbers",
 }

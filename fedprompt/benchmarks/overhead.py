@@ -1,4 +1,4 @@
-"""What a run costs beside its work: the way to its first local step, the cost of one client's task, the rest of a round.
+"""What a run costs beside its work: the way to its first local step, the cost of a client's task, the rest of a round.
 
 Start: a process for itself does what a run does until the first client has trained, and tells how long each part took.
 Task: clients with one image each train a linear head on a tiny backbone, so that nearly nothing is left but the task;
