@@ -19,7 +19,9 @@ fail() {
 start() {
     local name=$1 agent=$((++agents))
     shift
+    # A folder of its own: a raylet replaces a job's working folder when it finds one that it has not made.
     setsid ray start --block --node-ip-address=127.0.0.1 --num-cpus="$cpus" --object-store-memory=500000000 \
+        --temp-dir="$dir/$name" \
         --disable-usage-stats --dashboard-agent-listen-port="$agent" "$@" >"$dir/$name.log" 2>&1 </dev/null &
     echo $! >"$dir/$name.pid"
     disown
@@ -46,7 +48,7 @@ up() {
     cpus=$(($(nproc) / (workers + 1)))
     cpus=$((cpus > 0 ? cpus : 1))
     start head --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
-        --ray-client-server-port=$((port - 1)) --temp-dir="$dir/ray"
+        --ray-client-server-port=$((port - 1))
     wait_for head
     for ((i = 1; i <= workers; i++)); do
         start "worker$i" --address="127.0.0.1:$port" --num-gpus=0

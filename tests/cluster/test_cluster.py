@@ -202,7 +202,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_local_sh_starts_a_closed_cluster_runs_a_job_and_leaves_nothing(local, tmp_path):
+def test_local_sh_starts_a_closed_cluster_runs_a_sweep_as_a_job_and_leaves_nothing(local, tmp_path):
     folder, env, script = local
     said = script("up", "1")
     token = folder / "c" / "token"
@@ -211,12 +211,13 @@ def test_local_sh_starts_a_closed_cluster_runs_a_job_and_leaves_nothing(local, t
     url = f"http://127.0.0.1:{env['DASHBOARD_PORT']}"
     assert answer(f"{url}/api/jobs/", env) == "401"
     told = dict(word.split("=", 1) for word in re.search(r"export (.*)", said)[1].split())
-    output = tmp_path / "run"
-    tiny = ["fedprompt", "run", *TINY, "algorithm.sweeps=3", "runtime.workers=2", "--output", str(output)]
-    submit = ["ray", "job", "submit", "--working-dir", str(folder / "work"), "--", *tiny]
+    output = tmp_path / "out"
+    sweep = ["fedprompt", "sweep", "seeds.yaml", *TINY, "algorithm.name=head", "--output", str(output)]
+    submit = ["ray", "job", "submit", "--working-dir", str(folder / "work"), "--", *sweep]
     (folder / "work").mkdir()
+    (folder / "work" / "seeds.yaml").write_text("space: {seed: {grid: [0, 1, 2]}}")
     assert re.search(r"Job '\w+' succeeded", done(submit, {**env, **told}))
-    assert (output / "result.json").exists()
+    assert (output / "results.csv").read_text().count(",done,") == 3
     script("down")
     assert not (folder / "c").exists()
     titles = (file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists())
