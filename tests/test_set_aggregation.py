@@ -139,20 +139,39 @@ def test_likelihoods_of_close_prompts_survive_float32_input():
     log_sigma = torch.from_numpy(rng.uniform(-4, -0.1, size=(100, 768))).float()
     normal = torch.distributions.Normal(phi.double(), log_sigma.double().exp())
     expected = torch.stack([normal.log_prob(prompt.double()).sum(1) for prompt in prompts])
-    got = model.log_likelihood(prompts, phi, log_sigma)
+    got = model.log_likelihood(prompts, phi, log_sigma.exp())
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-3)
     torch.testing.assert_close(got.diagonal(), expected.diagonal(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("log_sigma", [-60.0, -290.0])
-def test_tiny_sigmas_give_finite_likelihoods(log_sigma):
-    """The σ-net extrapolates to these at candidates that nobody uses; 1/σ² = e^120 is beyond float32."""
+def test_likelihoods_survive_float32_when_every_prompt_is_close_to_every_candidate():
+    rng = np.random.default_rng(0)
+    phi = (1 + torch.from_numpy(0.01 * rng.normal(size=(100, 64)))).float()
+    prompts = (1 + torch.from_numpy(0.01 * rng.normal(size=(7, 64)))).float()  # 700 pairs: more than are held at a time
+    sigma = torch.full((100, 64), 0.01)
+    expected = torch.stack([torch.distributions.Normal(phi, sigma).log_prob(prompt).sum(1) for prompt in prompts])
+    got = model.log_likelihood(prompts, phi, sigma)
+    torch.testing.assert_close(got, expected.double(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_the_matrix_products_also_of_transposed_views(dtype):
+    left, right = torch.randn(3, 5, dtype=dtype), torch.randn(5, 7, dtype=dtype)
+    torch.testing.assert_close(model.product(left, right), left @ right)
+    torch.testing.assert_close(model.product(right.T, left.T), right.T @ left.T)
+    torch.testing.assert_close(model.linear(left, right.T, torch.ones(7, dtype=dtype)), left @ right + 1)
+
+
+def test_tiny_sigmas_give_finite_and_hopeless_likelihoods():
+    """The σ-net extrapolates to these at candidates that nobody uses; 1/σ² = e^120 would be beyond float32."""
     phi, prompts = torch.tensor([[0.5, 1.0], [0.5, 2.0]]), torch.tensor([[0.5, 2.0]])
-    got = model.log_likelihood(prompts, phi, torch.full((2, 2), log_sigma))
-    far, exact = got[0].tolist()
-    assert far == pytest.approx(-0.5 * math.exp(-2 * log_sigma), rel=1e-6)
-    assert exact == pytest.approx(-2 * log_sigma - math.log(2 * math.pi))
-    assert torch.isfinite(model.log_likelihood(prompts, phi, torch.full((2, 2), -1e4))).all()
+    far, exact = model.log_likelihood(prompts, phi, torch.full((2, 2), math.exp(-30)))[0].tolist()
+    assert far == pytest.approx(-0.5 * math.exp(60), rel=1e-5)
+    assert exact == pytest.approx(60 - math.log(2 * math.pi))
+    for sigma in (math.exp(-60), 0.0):
+        far, exact = model.log_likelihood(prompts, phi, torch.full((2, 2), sigma))[0].tolist()
+        assert -math.inf < far < -1e29
+        assert math.isfinite(exact)
 
 
 def test_nothing_overflows_when_the_prior_saturates(small):

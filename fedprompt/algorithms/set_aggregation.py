@@ -100,7 +100,7 @@ def aggregate_sets(
         pool = parameters["phi"][candidates].clone()
         metrics = _fit_metrics(parameters, sets, assignment, settings.prior)
         metrics |= _pool_metrics(pool, sets, place[assignment])
-        metrics["sigma_min"] = model.forward(parameters).log_sigma[candidates].exp().min().item()
+        metrics["sigma_min"] = model.forward(parameters).sigma[candidates].min().item()
         metrics["changed"] = changed
     return SetAggregation(pool, place[assignment], metrics)
 
@@ -159,7 +159,7 @@ def _fit_metrics(
 ) -> dict[str, float]:
     """Return what the fitted model says about its matching."""
     nets = model.forward(parameters)
-    likelihood = model.log_likelihood(sets.flatten(0, 1), parameters["phi"], nets.log_sigma)
+    likelihood = model.log_likelihood(sets.flatten(0, 1), parameters["phi"], nets.sigma)
     weights = model.matching_weights(sets, parameters["phi"], nets, assignment, prior).flatten(0, 1)
     chosen = assignment.reshape(-1, 1)
     others = weights.scatter(1, chosen, -torch.inf).amax(1, keepdim=True)
