@@ -24,6 +24,8 @@ BENCHMARKS = {
     "fused": "a fused group of clients against one client after the other: speed and largest difference",
     "overhead": "from the command to the first local step, the cost of one client's task, the rest of a round",
     "gpu": "local training on a GPU: images per second, FLOP utilisation, and the ratio to the obvious way",
+    "training": "local training on the CPU against the obvious way, and its share of the matrix-product rate",
+    "layers": "prompts before block 0, 6, 8 or 10: time per step, and accuracy in a fixed time",
     "scale": "memory and time per round by clients of the federation and of a cohort; PFPT's server step by cohort",
     "faults": "processes killed, commands stopped, checkpoints damaged: whether runs come to the same numbers",
 }

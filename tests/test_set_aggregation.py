@@ -154,14 +154,6 @@ def test_likelihoods_survive_float32_when_every_prompt_is_close_to_every_candida
     torch.testing.assert_close(got, expected.double(), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_products_are_the_matrix_products_also_of_transposed_views(dtype):
-    left, right = torch.randn(3, 5, dtype=dtype), torch.randn(5, 7, dtype=dtype)
-    torch.testing.assert_close(model.product(left, right), left @ right)
-    torch.testing.assert_close(model.product(right.T, left.T), right.T @ left.T)
-    torch.testing.assert_close(model.linear(left, right.T, torch.ones(7, dtype=dtype)), left @ right + 1)
-
-
 def test_tiny_sigmas_give_finite_and_hopeless_likelihoods():
     """The σ-net extrapolates to these at candidates that nobody uses; 1/σ² = e^120 would be beyond float32."""
     phi, prompts = torch.tensor([[0.5, 1.0], [0.5, 2.0]]), torch.tensor([[0.5, 2.0]])

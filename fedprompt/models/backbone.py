@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedprompt.models.linear import freeze_linears, frozen_linear
+
 Hook = Callable[[Tensor], Tensor]
 CLASSIFIER = "head."  # the backbone's own, behind the class feature: nothing of ours trains or sends it
 
@@ -39,6 +41,7 @@ class Backbone:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.vit = vit.to(device).eval().requires_grad_(False)
+        freeze_linears(self.vit.blocks)
         self.image_size, self.crop = image_size, crop
         self.device, self.autocast = torch.device(device), autocast
         self.depth: int = len(vit.blocks)
@@ -142,8 +145,8 @@ def run_block(block: nn.Module, tokens: Tensor, change: Change, *, class_token_o
         asking = normed
     weight, bias = attention.qkv.weight, attention.qkv.bias
     inner = weight.shape[0] // 3
-    q = F.linear(asking, weight[:inner], None if bias is None else bias[:inner])
-    k, v = F.linear(normed, weight[inner:], None if bias is None else bias[inner:]).split(inner, dim=-1)
+    q = frozen_linear(asking, weight[:inner], None if bias is None else bias[:inner])
+    k, v = frozen_linear(normed, weight[inner:], None if bias is None else bias[inner:]).split(inner, dim=-1)
     if change.query is not None:
         q = q + change.query(asking)
     if change.value is not None:
