@@ -14,7 +14,7 @@ from fedprompt.client.examples import Examples
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
 
-BATCHES_AT_ONCE = 16  # test batches that run through the backbone together; each still votes for its prompts alone
+BATCHES_AT_ONCE = 4  # test batches that run through the backbone together; more take memory and are no faster
 
 
 @dataclass(frozen=True)

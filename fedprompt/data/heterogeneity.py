@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.spatial.distance import pdist
 
 
 def measures(class_counts: np.ndarray) -> dict[str, float]:
@@ -14,6 +13,8 @@ def measures(class_counts: np.ndarray) -> dict[str, float]:
     ``classes_per_client`` is a mean, ``size_max_over_min`` and ``size_variation`` (standard deviation over mean)
     describe the sizes. Clients without samples are left out; fewer than two clients have distance 0.
     """
+    from scipy.spatial.distance import pdist  # a tenth of what every worker would import
+
     counts = np.asarray(class_counts, dtype=np.float64)
     counts = counts[counts.sum(axis=1) > 0]
     if len(counts) == 0:
