@@ -32,7 +32,7 @@ LAYERS, QUICK_LAYERS = (0, 6, 8, 10), (0, 2)
 SEEDS, QUICK_SEEDS = (0, 1, 2), (0,)
 SECONDS, QUICK_SECONDS = 20.0, 1.0  # of training and aggregation, per run
 STEPS = 2  # per client and turn of the first table
-FULL = ("data.limit=3000", "local.epochs=1")
+FULL = ("data.limit=3000", "partition.alpha=1", "local.epochs=1", "local.lr=2e-3", "local.prompt_lr=5e-3")
 TINY = (*QUICK, "backbone.image_size=32", "data.limit=200", "federation.clients=4", "federation.cohort=2")
 RUN = ("federation.rounds=10000", "runtime.checkpoint_every=10000", "tracking.tensorboard=false")
 
@@ -131,5 +131,5 @@ def figure(curves: dict[int, list[Curve]], budget: float) -> Figure:
     axes.set_xlabel("processor time of training and aggregation (s)")
     axes.set_ylabel("test accuracy (%)")
     axes.grid(True)
-    axes.legend(title="prompts before", loc="lower right", frameon=False)
+    axes.legend(title="prompts before", loc="upper left", frameon=False)
     return drawn
