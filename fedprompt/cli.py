@@ -27,6 +27,7 @@ BENCHMARKS = {
     "training": "local training on the CPU against the obvious way, and its share of the matrix-product rate",
     "layers": "prompts before block 0, 6, 8 or 10: time per step, and accuracy in a fixed time",
     "scale": "memory and time per round by clients of the federation and of a cohort; PFPT's server step by cohort",
+    "memory": "peak memory of the demo and of a federation of 20,000 images of 224 px, next to the size of the data",
     "faults": "processes killed, commands stopped, checkpoints damaged: whether runs come to the same numbers",
 }
 

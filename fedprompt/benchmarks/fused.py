@@ -44,11 +44,12 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     start = worker.facts().params
     tasks = [Task(client, start, settings.local.epochs) for client in range(len(data.clients))]
     raw = [raw_examples(data.client(task.client)) for task in tasks]
-    kept, images = ([worker.prepare(examples, keep) for examples in raw] for keep in (True, False))
+    kept, queries = ([worker.prepare(own, own.images, keep) for own in raw] for keep in (True, False))
+    images = [own.images for own in raw]
     ways = {
         FUSED: lambda: worker.train(0, tasks, *kept),
         ALONE: lambda: _alone(worker, tasks, kept),
-        RECOMPUTED: lambda: worker.train(0, tasks, *images),
+        RECOMPUTED: lambda: worker.train(0, tasks, *queries, *images),
     }
     times, updates = _in_turn(ways, repetitions=1 if quick else 5)
     steps = [update.steps for update in updates[FUSED]]

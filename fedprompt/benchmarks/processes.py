@@ -54,7 +54,15 @@ class Job:
 
     def memory(self) -> int:
         """Bytes of memory that the command and all that it has started hold now; what they share counts once."""
-        return sum(_memory(pid) for pid in (self._command.pid, *(process.pid for process in family(self._command.pid))))
+        return sum(self.memory_by({}, "").values())
+
+    def memory_by(self, parts: Mapping[str, str], rest: str) -> dict[str, int]:
+        """The same by part: of the command, of processes whose titles begin with a key of ``parts``, of the rest."""
+        held = {"command": _memory(self._command.pid)}
+        for process in family(self._command.pid):
+            part = next((part for start, part in parts.items() if process.title.startswith(start)), rest)
+            held[part] = held.get(part, 0) + _memory(process.pid)
+        return held
 
     def kill(self) -> None:
         """End the command and all that it has started, at once, as when a machine fails."""

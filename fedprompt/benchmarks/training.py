@@ -60,7 +60,7 @@ class Group:
         start = self.worker.facts().params
         self.tasks = [Task(client, start, self.settings.local.epochs) for client in range(CLIENTS)]
         begun = time.process_time()
-        self.examples = [self.worker.prepare(examples, True) for examples in self.raw]
+        self.examples = [self.worker.prepare(examples, examples.images, True) for examples in self.raw]
         self.prepare_seconds = time.process_time() - begun
         self.model: PromptedModel = self.worker._model
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -199,7 +199,7 @@ class _Feed:
         self._opens = torch.from_numpy(np.arange(self.steps)[:, None] % per_epoch == 0).to(device)  # [steps, C]
         seeds = [self._rng(training, Stream.DROPOUT, t.client).integers(2**32) for t in tasks]
         self._seeds = torch.tensor(seeds, dtype=torch.int64, device=device)
-        self._data = Arrays(Examples.concatenate(data), training.domain_classes, device)
+        self._data = Arrays(data, training.domain_classes, device)
 
     @staticmethod
     def _rng(training: Training, stream: Stream, client: int) -> np.random.Generator:
@@ -230,13 +230,17 @@ class _Feed:
 
 
 class Arrays:
-    """Examples on the model's device, from which batches are gathered."""
+    """Examples one after the other on the model's device, from which batches are gathered."""
 
-    def __init__(self, examples: Examples, domain_classes: np.ndarray | None, device: torch.device) -> None:
+    def __init__(self, parts: Sequence[Examples], domain_classes: np.ndarray | None, device: torch.device) -> None:
+        images = [part.images for part in parts]
+        examples = Examples.concatenate([replace(part, images=None) for part in parts])
+
         def move(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(writable(array)).to(device)
 
-        self._labels, self._images = move(examples.labels), move(examples.images)
+        self._labels = move(examples.labels)
+        self._images = None if any(array is None for array in images) else _Images(images, device)
         self._tokens, self._query = move(examples.tokens), move(examples.query)
         self._mask = None if domain_classes is None else move(domain_classes[examples.domains])
 
@@ -255,11 +259,32 @@ class Arrays:
             slot=slot,
             labels=pick(self._labels),
             mask=pick(self._mask),
-            images=pick(self._images),
+            images=None if self._images is None else self._images.pick(at),
             tokens=pick(self._tokens),
             query=pick(self._query),
             keep=keep,
         )
+
+
+class _Images:
+    """Images of several parts, one after the other: on a GPU as one tensor, else where they lie, too large to copy."""
+
+    def __init__(self, parts: Sequence[np.ndarray], device: torch.device) -> None:
+        self._parts, self._starts = parts, np.cumsum([0, *map(len, parts)])
+        self._on_gpu: Tensor | None = None
+        if device.type != "cpu":
+            self._on_gpu = torch.cat([torch.from_numpy(writable(part)).to(device) for part in parts])
+
+    def pick(self, at: Tensor) -> Tensor:
+        """The images ``at`` [M], uint8 [M, H, W, channels]."""
+        if self._on_gpu is not None:
+            return self._on_gpu.index_select(0, at)
+        places = at.numpy()
+        picked = np.empty((len(places), *self._parts[0].shape[1:]), dtype=np.uint8)
+        for part, start in zip(self._parts, self._starts):
+            here = (places >= start) & (places < start + len(part))
+            picked[here] = part[places[here] - start]
+        return torch.from_numpy(picked)
 
 
 def _first(params: Params, count: int) -> Params:

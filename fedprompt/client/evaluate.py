@@ -61,7 +61,7 @@ def predict(
     With prompt selection by batch a prediction depends on its batch-mates, so the batches are part of the result.
     """
     params = {name: value.to(model.backbone.device) for name, value in params.items()}
-    data = Arrays(examples, domain_classes, model.backbone.device)
+    data = Arrays([examples], domain_classes, model.backbone.device)
     predicted, losses, selected = [], [], []  # on the device until all are there: a GPU does not wait for the host
     for at in torch.arange(len(examples), device=model.backbone.device).split(batch_size * BATCHES_AT_ONCE):
         slot = torch.arange(len(at), device=at.device)

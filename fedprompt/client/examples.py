@@ -80,8 +80,8 @@ def prepare(model: PromptedModel, examples: Examples, keep_tokens: bool) -> Exam
     if not (keep_tokens or kind.needs_query):
         return examples
     tokens, queries = [], []
-    images = torch.from_numpy(writable(examples.images)).to(backbone.device)
-    for chunk in images.split(CHUNK):
+    for start in range(0, len(examples), CHUNK):
+        chunk = torch.from_numpy(writable(examples.images[start : start + CHUNK]))
         x = backbone.run(backbone.embed(chunk), 0, min(kind.layer, backbone.depth - 1) if keep_tokens else 0)
         if keep_tokens:
             tokens.append(x.float().cpu().numpy())

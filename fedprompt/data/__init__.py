@@ -1,7 +1,7 @@
 """Data sets, partitions, and the federated view of both."""
 
 from fedprompt.data import cifar, embedded, folders, idx  # noqa: F401  (register their data sets)
-from fedprompt.data.dataset import Dataset, Split
+from fedprompt.data.dataset import Dataset, Split, View
 from fedprompt.data.federated import FederatedData, federate
 from fedprompt.data.heterogeneity import measures
 from fedprompt.data.partition import KINDS, PartitionOptions, partition
@@ -14,6 +14,7 @@ __all__ = [
     "FederatedData",
     "PartitionOptions",
     "Split",
+    "View",
     "available",
     "dataset",
     "federate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,6 +39,35 @@ class Split:
         """Return contiguous copies of the samples at ``indices`` (int [m]), in that order."""
         indices = np.asarray(indices, dtype=np.int64)
         return Split(self.images[indices], self.labels[indices], self.domains[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The samples ``indices`` (int64 [n]) of a split, in that order; its images stay where they are until taken."""
+
+    split: Split
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels, int64 [n]."""
+        return self.split.labels[self.indices]
+
+    @cached_property
+    def domains(self) -> np.ndarray:
+        """Domains, int64 [n]."""
+        return self.split.domains[self.indices]
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Return copies of the images at ``indices`` (int [m]) of this view, uint8 [m, H, W, channels]."""
+        return self.split.images[self.indices[indices]]
+
+    def take(self, indices: np.ndarray) -> Split:
+        """Return copies of the samples at ``indices`` (int [m]) of this view, in that order."""
+        return self.split.take(self.indices[indices])
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fedprompt.data.dataset import Dataset, Split
+from fedprompt.data.dataset import Dataset, Split, View
 from fedprompt.data.partition import PartitionOptions, long_tail, partition
 from fedprompt.data.sampling import apportion, stratified
 from fedprompt.errors import InputError
@@ -19,7 +19,7 @@ LOCAL_TEST_LEAST = 20  # below this a client's accuracy means little: caps on si
 
 @dataclass(frozen=True, eq=False)
 class FederatedData:
-    """The federated view of a data set.
+    """The federated view of a data set; none of its images is copied for it.
 
     ``clients`` are indices into ``train``, ``local_tests`` indices into ``test``, one int64 array per client.
     ``validation`` and ``test`` are each in one fixed random order, so that class-sorted files leak nothing.
@@ -29,9 +29,9 @@ class FederatedData:
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
     domain_classes: np.ndarray | None
-    train: Split
-    validation: Split
-    test: Split
+    train: View
+    validation: View
+    test: View
     clients: tuple[np.ndarray, ...]
     local_tests: tuple[np.ndarray, ...]
 
@@ -75,13 +75,13 @@ def federate(
         _groups(train, len(dataset.class_names)), round(validation * len(train)), generator(seed, Stream.VALIDATION)
     )
     kept = np.setdiff1d(np.arange(len(train)), held_out)
-    validation_split = train.take(generator(seed, Stream.TEST_ORDER, 1).permutation(held_out))
+    validation_view = View(train, generator(seed, Stream.TEST_ORDER, 1).permutation(held_out))
     if imbalance_factor != 1:
         kept = kept[long_tail(train.labels[kept], imbalance_factor, generator(seed, Stream.DATA, 1))]
-    train = train.take(kept)
-    test = dataset.test.take(generator(seed, Stream.TEST_ORDER).permutation(len(dataset.test)))
+    train_view = View(train, kept)
+    test = View(dataset.test, generator(seed, Stream.TEST_ORDER).permutation(len(dataset.test)))
     parts = partition(
-        train,
+        train_view,
         clients,
         kind,
         generator(seed, Stream.PARTITION),
@@ -94,21 +94,21 @@ def federate(
         class_names=dataset.class_names,
         domain_names=dataset.domain_names,
         domain_classes=dataset.domain_classes,
-        train=train,
-        validation=validation_split,
+        train=train_view,
+        validation=validation_view,
         test=test,
         clients=tuple(parts),
-        local_tests=_local_tests(train, test, parts, len(dataset.class_names), seed),
+        local_tests=_local_tests(train_view, test, parts, len(dataset.class_names), seed),
     )
 
 
-def _groups(split: Split, classes: int) -> np.ndarray:
+def _groups(split: Split | View, classes: int) -> np.ndarray:
     """Number the pairs of domain and class, int64 [n]."""
     return split.domains * classes + split.labels
 
 
 def _limited(train: Split, limit: int | None, classes: int, seed: int) -> Split:
-    """Keep a stratified subset of ``limit`` images."""
+    """Keep a stratified subset of ``limit`` images, copied so that the others can be let go."""
     if limit is None:
         return train
     if not 1 <= limit <= len(train):
@@ -117,7 +117,7 @@ def _limited(train: Split, limit: int | None, classes: int, seed: int) -> Split:
     return train.take(stratified(_groups(train, classes), limit, generator(seed, Stream.DATA)))
 
 
-def _local_tests(train: Split, test: Split, parts: list[np.ndarray], classes: int, seed: int) -> tuple[np.ndarray, ...]:
+def _local_tests(train: View, test: View, parts: list[np.ndarray], classes: int, seed: int) -> tuple[np.ndarray, ...]:
     """Draw each client's local test set with its own distribution over classes (and domains) in training."""
     groups = 1 + int(max(split.domains.max(initial=0) for split in (train, test)))
     train_groups, test_groups = _groups(train, classes), _groups(test, classes)

@@ -25,8 +25,11 @@ def join(datasets: list[Dataset]) -> Dataset:
 
     def joined(part: str) -> Split:
         splits = [getattr(d, part) for d in datasets]
+        images = np.empty((sum(map(len, splits)), height, width, channels), dtype=np.uint8)
+        for split, room in zip(splits, np.split(images, np.cumsum([len(split) for split in splits])[:-1])):
+            room[:] = fit(split.images, height, width, channels)
         return Split(
-            np.concatenate([fit(split.images, height, width, channels) for split in splits]),
+            images,
             np.concatenate([split.labels + start for split, start in zip(splits, class_starts)]),
             np.concatenate([split.domains + start for split, start in zip(splits, domain_starts)]),
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedprompt.data.dataset import Split
+from fedprompt.data.dataset import Split, View
 from fedprompt.data.sampling import apportion
 from fedprompt.errors import InputError, did_you_mean
 
@@ -76,7 +76,7 @@ def kind(name: str) -> Callable[[Kind], Kind]:
 
 
 def partition(
-    split: Split,
+    split: Split | View,
     clients: int,
     kind: str,
     rng: np.random.Generator,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedprompt.models.linear import freeze_linears, frozen_linear
 
 Hook = Callable[[Tensor], Tensor]
+AT_ONCE = 64  # images that are turned into pixels and tokens together: as floats, images take four times their bytes
 CLASSIFIER = "head."  # the backbone's own, behind the class feature: nothing of ours trains or sends it
 
 
@@ -67,6 +68,9 @@ class Backbone:
 
     def embed(self, images: Tensor) -> Tensor:
         """Turn uint8 images [M, H, W, 1 or 3] into tokens [M, T, D]: class token, (registers,) patches, positions."""
+        return torch.cat([self._embed(chunk) for chunk in images.split(AT_ONCE)])
+
+    def _embed(self, images: Tensor) -> Tensor:
         x = images.to(self.device).permute(0, 3, 1, 2).float().div_(255)
         resized = round(self.image_size / self.crop)
         if x.shape[-2:] != (resized, resized):
@@ -74,7 +78,7 @@ class Backbone:
             x = F.interpolate(x, (resized, resized), mode="bilinear", align_corners=False, antialias=shrinks)
         margin = (resized - self.image_size) // 2
         x = x[..., margin : margin + self.image_size, margin : margin + self.image_size]
-        x = (x.expand(-1, 3, -1, -1) - self._mean) / self._std
+        x = x.expand(-1, 3, -1, -1).sub(self._mean).div_(self._std)
         with self._precision():
             return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
 

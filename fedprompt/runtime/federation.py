@@ -58,6 +58,8 @@ class Federation:
         ]
         if found is None and _rounds_in(output / "metrics.jsonl"):
             raise InputError(f"{output}: has done rounds, but their checkpoints are gone; allowed: --overwrite")
+        if self._saved_round < 1:
+            self._notes += pool.notes
         self._resumed = self._begun = found is not None
         self._now = found or self._beginning()
         self.first_round = self._now.round + 1

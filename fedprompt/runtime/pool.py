@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from fedprompt.client.cohort import Task, Update
 from fedprompt.client.evaluate import Predictions
 from fedprompt.client.examples import Examples
 from fedprompt.config import Config
-from fedprompt.data import FederatedData, Split
+from fedprompt.data import FederatedData, Split, View
 from fedprompt.models.params import Params
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.worker import Facts, Worker
@@ -27,6 +28,7 @@ class Pool(Protocol):
     """What the federation loop asks of whoever does the work."""
 
     facts: Facts
+    notes: list[str]  # what the user should know before the first round
 
     def train(self, round: int, groups: Sequence[Sequence[Task]]) -> Iterator[list[Update]]:
         """Train groups of clients; a group's updates come as soon as it is done."""
@@ -48,19 +50,54 @@ def raw_examples(split: Split) -> Examples:
     return Examples(labels=split.labels, domains=split.domains, images=split.images)
 
 
-def shards(split: Split, batch_size: int) -> list[Examples]:
+@dataclass(frozen=True)
+class Part:
+    """A client's samples, or a shard of a test set: the samples ``indices`` of ``view``, copied only when asked for."""
+
+    view: View
+    indices: np.ndarray
+
+    def unprepared(self) -> Examples:
+        """Labels and domains, all that prepared examples hold where nothing can be computed beforehand."""
+        return Examples(labels=self.view.labels[self.indices], domains=self.view.domains[self.indices], images=None)
+
+    def images(self) -> np.ndarray:
+        """Copies of the images."""
+        return self.view.images(self.indices)
+
+
+def client_part(data: FederatedData, client: int) -> Part:
+    """A client's training samples."""
+    return Part(data.train, data.clients[client])
+
+
+def shards(view: View, batch_size: int) -> list[Part]:
     """Cut a split into consecutive shards that end where batches end."""
     size = SHARD_BATCHES * batch_size
-    return [
-        raw_examples(Split(split.images[i : i + size], split.labels[i : i + size], split.domains[i : i + size]))
-        for i in range(0, len(split), size)
-    ]
+    return [Part(view, np.arange(i, min(i + size, len(view)))) for i in range(0, len(view), size)]
 
 
-def fits_cache(config: Config, data: FederatedData, facts: Facts) -> bool:
-    """Whether the tokens before block ``prompt.layer`` of all images fit ``runtime.cache_mb``: all or none are kept."""
+@dataclass(frozen=True)
+class Needs:
+    """What is computed of the images once and kept, and whether they are needed in every step all the same."""
+
+    tokens: bool  # before block `prompt.layer`, of all images or none
+    anything: bool  # tokens or queries
+    images: bool
+
+
+def needs_of(config: Config, data: FederatedData, facts: Facts) -> tuple[Needs, list[str]]:
+    """What a run needs of its images, and a line for the user where ``runtime.cache_mb`` has no room for the tokens."""
     images = len(data.train) + len(data.validation) + len(data.test)
-    return 0 < facts.token_bytes * images <= config.runtime.cache_mb * 2**20
+    wanted, room = facts.token_bytes * images, config.runtime.cache_mb
+    tokens = 0 < wanted <= room * 2**20
+    needs = Needs(tokens, tokens or facts.needs_query, facts.needs_images and not tokens)
+    if tokens or not wanted:
+        return needs, []
+    return needs, [
+        f"tokens before block {config.prompt.layer} of all images take {wanted / 2**20:,.0f} MB, more than "
+        f"runtime.cache_mb = {room:g}: they are computed again in every step"
+    ]
 
 
 def threads_per_worker(config: Config) -> int:
@@ -86,34 +123,43 @@ class InProcessPool:
             config.runtime.workers or fitting, "worker", torch.set_num_threads, (threads,)
         )
         self._config, self._memory = config, memory
-        self._data, self._keep_tokens = data, fits_cache(config, data, self.facts)
-        batch_size = config.local.batch_size
-        self._raw_shards = {"validation": shards(data.validation, batch_size), "test": shards(data.test, batch_size)}
+        self._data = data
+        self._needs, self.notes = needs_of(config, data, self.facts)
         self._clients: dict[int, Examples] = {}
         self._shards: dict[str, list[Examples]] = {}
 
     def train(self, round: int, groups: Sequence[Sequence[Task]]) -> Iterator[list[Update]]:
         """Train the groups on as many threads as there are workers."""
         new = sorted({task.client for tasks in groups for task in tasks} - self._clients.keys())
-        self._clients.update(zip(new, self._prepared([raw_examples(self._data.client(c)) for c in new]), strict=True))
+        self._clients.update(zip(new, self._prepared([client_part(self._data, c) for c in new]), strict=True))
 
         def train(tasks: Sequence[Task]) -> list[Update]:
-            return self._worker.train(round, tasks, *(self._clients[task.client] for task in tasks))
+            clients = [task.client for task in tasks]
+            images = [client_part(self._data, c).images() for c in clients] if self._needs.images else []
+            return self._worker.train(round, tasks, *(self._clients[c] for c in clients), *images)
 
         return self._threads.map(train, groups)
 
     def predict(self, split: SplitName, params: Params) -> Predictions:
         """Predict shard by shard."""
-        parts = self._threads.map(lambda shard: self._worker.predict(params, shard), self._split(split))
-        return Predictions.concatenate(list(parts))
+
+        def predict(part: Part, prepared: Examples) -> Predictions:
+            return self._worker.predict(params, prepared, part.images() if self._needs.images else None)
+
+        return Predictions.concatenate(list(self._threads.map(predict, *self._split(split))))
 
     def predict_clients(
         self, split: SplitName, models: Mapping[int, Params], indices: Mapping[int, np.ndarray]
     ) -> dict[int, Predictions]:
         """Predict client by client."""
-        parts = self._split(split)
-        predicted = self._threads.map(lambda c: self._worker.predict_client(models[c], indices[c], *parts), models)
-        return dict(zip(models, predicted, strict=True))
+        _, prepared = self._split(split)
+        view: View = getattr(self._data, split)
+
+        def predict(client: int) -> Predictions:
+            images = view.images(indices[client]) if self._needs.images else None
+            return self._worker.predict_client(models[client], indices[client], images, *prepared)
+
+        return dict(zip(models, self._threads.map(predict, models), strict=True))
 
     def close(self) -> None:
         """Drop what is waiting, and forget prepared features."""
@@ -121,16 +167,22 @@ class InProcessPool:
         self._clients.clear()
         self._shards.clear()
 
-    def _prepared(self, raw: Sequence[Examples]) -> list[Examples]:
-        return list(self._threads.map(self._prepare, raw))
+    def _prepared(self, parts: Sequence[Part]) -> list[Examples]:
+        return list(self._threads.map(self._prepare, parts))
 
-    def _prepare(self, raw: Examples) -> Examples:
+    def _prepare(self, part: Part) -> Examples:
+        examples, keep_tokens = part.unprepared(), self._needs.tokens
+        if not self._needs.anything:
+            return examples
+        images = part.images()
         if self._memory is None:
-            return self._worker.prepare(raw, self._keep_tokens)
-        what = f"{self.facts.prepared}, kept {self._keep_tokens}"
-        return self._memory.get(self._config, what, raw, lambda: self._worker.prepare(raw, self._keep_tokens))
+            return self._worker.prepare(examples, images, keep_tokens)
+        what, raw = f"{self.facts.prepared}, kept {keep_tokens}", replace(examples, images=images)
+        return self._memory.get(self._config, what, raw, lambda: self._worker.prepare(examples, images, keep_tokens))
 
-    def _split(self, split: SplitName) -> list[Examples]:
+    def _split(self, split: SplitName) -> tuple[list[Part], list[Examples]]:
+        """The shards of a split, and what is prepared of them."""
+        parts = shards(getattr(self._data, split), self._config.local.batch_size)
         if split not in self._shards:
-            self._shards[split] = self._prepared(self._raw_shards[split])
-        return self._shards[split]
+            self._shards[split] = self._prepared(parts)
+        return parts, self._shards[split]

@@ -1,34 +1,40 @@
-"""The pool of Ray workers: client data in the object store, one frozen backbone and a share of a GPU per worker.
+"""The pool of Ray workers: one frozen backbone and a share of a GPU per worker, data in the object store.
 
-The samples of a client are one object, put when it first takes part and read by workers as zero-copy views. Prepared
-features are objects too: made once, by one worker, and read by all. A worker that dies is started anew by Ray and its
-call repeated; as a call's result depends on its arguments alone, nothing but time is lost.
+Images go there when a worker is about to read them, as zero-copy views, and stay within a byte budget; this process
+holds all of them. What is prepared of them is computed once, by one worker, and put there by this process too. So all
+data lies on this process's host: whichever other host fails, nothing is lost but time. A worker that dies is started
+anew by Ray and its call repeated; a call's result depends on its arguments alone.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
-from ray.util import ActorPool
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from fedprompt.client.cohort import Task, Update
 from fedprompt.client.evaluate import Predictions
 from fedprompt.config import Config
-from fedprompt.data import FederatedData
+from fedprompt.data import FederatedData, View
 from fedprompt.models.params import Params
+from fedprompt.runtime.image_store import ImageStore
 from fedprompt.runtime.places import shares
-from fedprompt.runtime.pool import SplitName, fits_cache, raw_examples, shards, threads_per_worker
+from fedprompt.runtime.pool import Part, SplitName, client_part, needs_of, shards, threads_per_worker
 from fedprompt.runtime.worker import Worker
 
 RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before the run fails
+UNREACHABLE = 60  # seconds that a worker may be out of reach, until its host is known to be dead or is back
+IMAGES_SHARE = 1 / 8  # of runtime.cache_mb, for images that are needed in every step because no tokens are kept
 
 ClientWorker = ray.remote(Worker)
+Key = tuple[str, int]  # "train" and a client, or a split and a shard
+# Makes one call on the worker that it is given: the result, and what Ray needs to repeat the call
+Call = Callable[[Any], tuple[ray.ObjectRef, Sequence[ray.ObjectRef]]]
 
 
 class RayPool:
@@ -42,45 +48,59 @@ class RayPool:
             ClientWorker.options(num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), **options).remote(*arguments)
             for share in shares(config)
         ]
-        batch_size = config.local.batch_size
-        self._shards = {
-            split: [ray.put(shard) for shard in shards(getattr(data, split), batch_size)]
-            for split in ("validation", "test")
-        }
-        self._pool = ActorPool(self.workers)
-        self._data = data
-        self._raw_clients: dict[int, ray.ObjectRef] = {}  # kept: with them Ray makes lost prepared ones again
-        self._prepared_clients: dict[int, ray.ObjectRef] = {}
-        self._prepared_shards: dict[str, list[ray.ObjectRef]] = {}
         self.facts = ray.get(self.workers[0].facts.remote())
-        self._keep_tokens = fits_cache(config, data, self.facts)
+        self._needs, self.notes = needs_of(config, data, self.facts)
+        self._data, self._batch_size = data, config.local.batch_size
+        room = config.runtime.cache_mb * 2**20 * IMAGES_SHARE
+        self._images = ImageStore(room if self._needs.images else 0)
+        self._prepared: dict[Key, ray.ObjectRef] = {}
 
     def train(self, round: int, groups: Sequence[Sequence[Task]]) -> Iterator[list[Update]]:
         """Train the groups on whichever workers are free, those with the most work first."""
-        self._prepare(task.client for tasks in groups for task in tasks)
+        clients = [task.client for tasks in groups for task in tasks]
+        self._prepare({("train", client): client_part(self._data, client) for client in clients})
 
-        def submit(worker: Any, tasks: Sequence[Task]) -> ray.ObjectRef:
-            examples = [self._prepared_clients[task.client] for task in tasks]
-            return worker.train.remote(round, tasks, *examples)
+        def call(tasks: Sequence[Task]) -> Call:
+            def submit(worker: Any) -> tuple[ray.ObjectRef, list[ray.ObjectRef]]:
+                keys = [("train", task.client) for task in tasks]
+                images = self._images_of({key: client_part(self._data, key[1]) for key in keys})
+                return worker.train.remote(round, tasks, *(self._prepared[key] for key in keys), *images), images
 
-        return self._pool.map_unordered(submit, list(groups))
+            return submit
+
+        return (updates for _, updates in self._results([call(tasks) for tasks in groups]))
 
     def predict(self, split: SplitName, params: Params) -> Predictions:
         """Predict the shards of a split on all workers."""
-        sent = ray.put(params)
-        parts = self._pool.map(lambda worker, shard: worker.predict.remote(sent, shard), self._split(split))
-        return Predictions.concatenate(list(parts))
+        sent, parts = ray.put(params), self._prepared_shards(split)
+
+        def call(key: Key) -> Call:
+            def submit(worker: Any) -> tuple[ray.ObjectRef, list[ray.ObjectRef]]:
+                images = self._images_of({key: parts[key]})
+                return worker.predict.remote(sent, self._prepared[key], *images), images
+
+            return submit
+
+        predicted = dict(self._results([call(key) for key in parts]))
+        return Predictions.concatenate([predicted[i] for i in range(len(parts))])
 
     def predict_clients(
         self, split: SplitName, models: Mapping[int, Params], indices: Mapping[int, np.ndarray]
     ) -> dict[int, Predictions]:
         """Predict for one client after the other, on all workers."""
-        parts = self._split(split)
+        prepared = [self._prepared[key] for key in self._prepared_shards(split)]
+        view: View = getattr(self._data, split)
 
-        def submit(worker: Any, client: int) -> ray.ObjectRef:
-            return worker.predict_client.remote(models[client], indices[client], *parts)
+        def call(client: int) -> Call:
+            def submit(worker: Any) -> tuple[ray.ObjectRef, list[ray.ObjectRef]]:
+                own = indices[client]
+                images = ray.put(view.images(own)) if self._needs.images else None
+                return worker.predict_client.remote(models[client], own, images, *prepared), [images]
 
-        return dict(zip(models, self._pool.map(submit, list(models)), strict=True))
+            return submit
+
+        predicted = dict(self._results([call(client) for client in models]))
+        return {client: predicted[i] for i, client in enumerate(models)}
 
     def close(self) -> None:
         """End the workers; what they and this pool put into the object store goes with the references."""
@@ -88,18 +108,63 @@ class RayPool:
             ray.kill(worker)
         self.workers.clear()
 
-    def _prepare(self, clients: Iterable[int]) -> None:
-        """Put the samples of clients that take part for the first time, and have their features computed."""
-        new = {c: ray.put(raw_examples(self._data.client(c))) for c in clients if c not in self._prepared_clients}
-        self._raw_clients.update(new)
-        self._prepared_clients.update(zip(new, self._prepared(list(new.values())), strict=True))
+    def _prepared_shards(self, split: SplitName) -> dict[Key, Part]:
+        """The shards of a split, in order, of which everything is prepared."""
+        parts = {(split, i): part for i, part in enumerate(shards(getattr(self._data, split), self._batch_size))}
+        self._prepare(parts)
+        return parts
 
-    def _split(self, split: SplitName) -> list[ray.ObjectRef]:
-        if split not in self._prepared_shards:
-            self._prepared_shards[split] = self._prepared(self._shards[split])
-        return self._prepared_shards[split]
+    def _prepare(self, parts: Mapping[Key, Part]) -> None:
+        """Have the workers compute what is not prepared yet, and keep it."""
+        new = {key: part for key, part in parts.items() if key not in self._prepared}
+        if not self._needs.anything:
+            self._prepared.update((key, ray.put(part.unprepared())) for key, part in new.items())
+            return
 
-    def _prepared(self, raw: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """References to prepared examples, asked of the workers in turn; nothing of them passes through the driver."""
-        asked = zip(raw, itertools.cycle(self.workers), strict=False)
-        return [worker.prepare.remote(examples, self._keep_tokens) for examples, worker in asked]
+        def call(key: Key, part: Part) -> Call:
+            def submit(worker: Any) -> tuple[ray.ObjectRef, list[ray.ObjectRef]]:
+                images = self._images.get(key, part.images)
+                return worker.prepare.remote(part.unprepared(), images, self._needs.tokens), [images]
+
+            return submit
+
+        keys = list(new)
+        for i, examples in self._results([call(key, part) for key, part in new.items()]):
+            self._prepared[keys[i]] = ray.put(examples)
+
+    def _images_of(self, parts: Mapping[Key, Part]) -> list[ray.ObjectRef]:
+        """References to the images of parts, none where no step needs them."""
+        return [self._images.get(key, part.images) for key, part in parts.items()] if self._needs.images else []
+
+    def _results(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
+        """Make each call on a worker that is free; yields its number and result as they come.
+
+        A call puts what it needs into the object store only when its turn comes, and that is held until the result is
+        here: should its host fail before, Ray repeats the call.
+        """
+        idle, waiting = list(self.workers), iter(enumerate(calls))
+        running: dict[ray.ObjectRef, tuple[int, Any, Sequence[ray.ObjectRef]]] = {}
+        patient_until: float | None = None
+        while True:
+            while idle and (following := next(waiting, None)) is not None:
+                number, call = following
+                worker = idle.pop(0)
+                result, needed = call(worker)
+                running[result] = number, worker, needed
+            if not running:
+                return
+            (done,), _ = ray.wait(list(running))
+            number, worker, _ = running.pop(done)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.ActorUnavailableError:  # so Ray says, repeats used up, before a host counts as dead
+                patient_until = patient_until or time.monotonic() + UNREACHABLE
+                if time.monotonic() > patient_until:
+                    raise
+                time.sleep(1)
+                again, needed = calls[number](worker)
+                running[again] = number, worker, needed
+                continue
+            patient_until = None
+            idle.append(worker)
+            yield number, result

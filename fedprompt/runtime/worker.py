@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +27,8 @@ class Facts:
     full_model_bytes: int
     fusable: bool  # whether clients can train as one batch
     prepared: str  # what is prepared of every image: the same text, the same features
+    needs_query: bool  # whether the image's class feature is prepared
+    needs_images: bool  # whether every step needs the images, unless tokens are kept
     token_bytes: int  # per image, if tokens before block `prompt.layer` are kept
 
 
@@ -56,16 +58,19 @@ class Worker:
             full_model_bytes=model.backbone.bytes + head,
             fusable=kind.fusable,
             prepared=f"tokens before block {kind.layer}, query {kind.needs_query}",
+            needs_query=kind.needs_query,
+            needs_images=kind.layer < model.backbone.depth,
             token_bytes=token_bytes(model),
         )
 
-    def prepare(self, examples: Examples, keep_tokens: bool) -> Examples:
-        """Compute what the frozen backbone says about the examples."""
-        return prepare(self._model, examples, keep_tokens)
+    def prepare(self, examples: Examples, images: np.ndarray, keep_tokens: bool) -> Examples:
+        """Compute what the frozen backbone says about the images of examples; they are not in what it returns."""
+        return replace(prepare(self._model, replace(examples, images=images), keep_tokens), images=None)
 
-    def train(self, round: int, tasks: Sequence[Task], *examples: Examples) -> list[Update]:
-        """Train a group of clients together; ``examples`` stand in the order of ``tasks``.
+    def train(self, round: int, tasks: Sequence[Task], *data: Examples | np.ndarray) -> list[Update]:
+        """Train a group of clients together.
 
+        ``data`` are prepared examples in the order of ``tasks`` and then, where every step needs them, their images.
         Returns what the method's ``aggregate`` needs of their updates, which may be their mean.
         """
         training = Training(
@@ -76,15 +81,24 @@ class Worker:
             round=round,
             domain_classes=self._domain_classes,
         )
+        examples, images = data[: len(tasks)], data[len(tasks) :]
+        if images:
+            examples = [replace(own, images=theirs) for own, theirs in zip(examples, images, strict=True)]
         return self._algorithm.summarize(train_group(self._model, tasks, examples, training))
 
-    def predict(self, params: Params, examples: Examples) -> Predictions:
-        """Predict a shard in its fixed batches."""
+    def predict(self, params: Params, examples: Examples, images: np.ndarray | None = None) -> Predictions:
+        """Predict a shard in its fixed batches; ``images`` where every step needs them."""
+        examples = replace(examples, images=images)
         return predict(self._model, params, examples, self._config.local.batch_size, self._domain_classes)
 
-    def predict_client(self, params: Params, indices: np.ndarray, *shards: Examples) -> Predictions:
-        """Predict the samples ``indices`` of a split that is given as its shards, with a client's own params."""
-        return self.predict(params, take_from_shards(shards, indices))
+    def predict_client(
+        self, params: Params, indices: np.ndarray, images: np.ndarray | None, *shards: Examples
+    ) -> Predictions:
+        """Predict the samples ``indices`` of a split, given as its shards, with a client's own params.
+
+        ``images`` are those of ``indices``, where every step needs them.
+        """
+        return self.predict(params, take_from_shards(shards, indices), images)
 
 
 def take_from_shards(shards: Sequence[Examples], indices: np.ndarray) -> Examples:

@@ -24,7 +24,7 @@ def held(examples: Examples) -> set[str]:
 def logits(model, examples):
     params = stack([model.init(np.random.default_rng(0))])
     at = torch.arange(len(examples))
-    batch = Arrays(examples, None, torch.device("cpu")).batch(at, torch.zeros_like(at), at, (len(examples),), None)
+    batch = Arrays([examples], None, torch.device("cpu")).batch(at, torch.zeros_like(at), at, (len(examples),), None)
     with torch.no_grad():
         return model.forward(params, batch).logits
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedprompt.data import KINDS, Dataset, PartitionOptions, Split, federate
+from fedprompt.data import KINDS, Dataset, PartitionOptions, Split, View, federate
 from fedprompt.data.federated import LOCAL_TEST_LEAST, LOCAL_TEST_SIZE, local_test_counts
 from fedprompt.errors import InputError
 
@@ -17,8 +17,9 @@ def numbered(count: int, start: int, domains=None) -> Split:
     return Split.of(images, np.repeat(np.arange(CLASSES), count // CLASSES), domains)
 
 
-def numbers(split: Split) -> list[int]:
-    return (split.images[:, 0, 0, 0].astype(int) * 256 + split.images[:, 0, 1, 0]).tolist()
+def numbers(samples: Split | View) -> list[int]:
+    images = samples.take(np.arange(len(samples))).images
+    return (images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 1, 0]).tolist()
 
 
 def toy(train: int = 2000, test: int = 800) -> Dataset:
@@ -40,6 +41,17 @@ def test_clients_and_validation_hold_every_training_image_once(kind):
     assert found.sizes.tolist() == [len(found.client(i)) for i in range(10)]
     np.testing.assert_array_equal(found.class_counts().sum(axis=1), found.sizes)
     np.testing.assert_array_equal(found.class_counts()[3], np.bincount(found.client(3).labels, minlength=CLASSES))
+
+
+def test_the_view_copies_no_image_but_those_that_are_taken():
+    data = toy()
+    found = view(data, imbalance_factor=4.0)
+    assert found.train.split is found.validation.split is data.train
+    assert found.test.split is data.test
+    taken = found.train.take(np.array([5, 2]))
+    assert not np.shares_memory(taken.images, data.train.images)
+    np.testing.assert_array_equal(taken.images, found.train.images(np.array([5, 2])))
+    np.testing.assert_array_equal(taken.labels, found.train.labels[[5, 2]])
 
 
 def test_validation_has_its_share_of_every_class():

@@ -20,9 +20,9 @@ def prepared(monkeypatch):
     sizes = []
     original = Worker.prepare
 
-    def count(self, examples, keep_tokens):
+    def count(self, examples, images, keep_tokens):
         sizes.append(len(examples))
-        return original(self, examples, keep_tokens)
+        return original(self, examples, images, keep_tokens)
 
     monkeypatch.setattr(Worker, "prepare", count)
     return sizes

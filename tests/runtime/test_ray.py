@@ -85,6 +85,17 @@ def test_workers_find_what_one_process_finds(local, shared_runs, two, workers):
     assert records[-1]["result"]["communication"] == local[-1]["result"]["communication"]
 
 
+def test_images_that_have_no_room_in_the_object_store_are_put_there_again(shared_runs):
+    no_room = "runtime.cache_mb=0.001"
+    expected = shared_runs.local("cramped", no_room)
+    records = list(on_ray(shared_runs, "cramped on Ray", "runtime.workers=2", "runtime.cpus_per_worker=0.5", no_room))
+    assert accuracies(records) == pytest.approx(accuracies(expected), abs=1e-3)
+    first, second = shared_runs.params("cramped"), shared_runs.params("cramped on Ray")
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    (told,) = records[1]["warnings"]
+    assert "more than runtime.cache_mb = 0.001" in told
+
+
 def test_a_killed_worker_changes_no_bit(two, shared_runs, same_params):
     wait_for_none_of("Worker")
     killed = []
