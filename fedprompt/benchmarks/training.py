@@ -62,11 +62,13 @@ class Group:
         begun = time.process_time()
         self.examples = [self.worker.prepare(examples, examples.images, True) for examples in self.raw]
         self.prepare_seconds = time.process_time() - begun
+        # without kept tokens, every step needs the images
+        self.images = [own.images for own in self.raw if self.examples[0].tokens is None]
         self.model: PromptedModel = self.worker._model
 
     def train(self) -> list[Update]:
         """Train all clients, as one batch."""
-        return self.worker.train(0, self.tasks, *self.examples)
+        return self.worker.train(0, self.tasks, *self.examples, *self.images)
 
 
 class Obvious:
