@@ -67,7 +67,7 @@ class Run:
     """A run in a folder, in which it may be stopped and resumed."""
 
     def __init__(self, folder: Path, rounds: int) -> None:
-        self.output, self.job = folder / "run", None
+        self.output, self.job, self._rounds, self._before = folder / "run", None, rounds, -1
         self._log = folder / "log.txt"
         self._environment = {**os.environ, "RAY_TMPDIR": str(folder.parent), "OMP_NUM_THREADS": "1"}
         folder.mkdir(parents=True)
@@ -75,6 +75,7 @@ class Run:
 
     def begin(self, *arguments: str) -> None:
         """Start the command: a new run, or with ``--resume`` the rest of it."""
+        self._before = self.round()
         command = [sys.executable, "-m", "fedprompt.cli", "run", "--output", str(self.output), *arguments]
         self.job = Job(command, self._environment, self._log)
 
@@ -84,8 +85,8 @@ class Run:
         return max((record["round"] for record in metrics.read(path)), default=-1) if path.exists() else -1
 
     def wait_for(self, round: int) -> None:
-        """Wait until a round is recorded; raises Lost where the command ends before."""
-        until = time.monotonic() + PATIENCE
+        """Wait until a round is recorded, and one by the present command; raises Lost where that ends before."""
+        until, round = time.monotonic() + PATIENCE, min(max(round, self._before + 1), self._rounds)
         while (now := self.round()) < round:
             if not self.job.running() or time.monotonic() > until:
                 raise Lost(f"came to round {now} instead of {round}: {self._last_line()}")
