@@ -3,9 +3,9 @@
 import json
 
 import pandas as pd
-import pytest
 
 from fedprompt.benchmarks import comparison
+from fedprompt.benchmarks.comparison_tables import accuracies, against_best_baseline, tables
 from fedprompt.benchmarks.contestants import DATA, SETTINGS, SKEW
 from fedprompt.benchmarks.many_runs import SEARCH
 
@@ -21,30 +21,39 @@ def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, c
         trials = table[(table.stage == SEARCH) & (table.method == method)]
         assert rates == trials.rates[trials.validation.idxmax()].split()
         assert set(table[(table.stage == "headline") & (table.method == method)].rates) == {" ".join(rates)}
-    assert [row["setting"] for row in told["differences"]] == list(SETTINGS)[:2]
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/result.json")}
     assert len(runs) == 10
     capsys.readouterr()
     comparison.main(None, quick=True)
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
-    assert "best baseline" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"| method | {' | '.join(list(SETTINGS)[:2])} |" in shown
+    for title, made in tables(table).items():
+        assert f"## {title}\n\n{made.markdown()}" in shown
 
 
-def test_pfpt_is_compared_with_the_baseline_that_validation_prefers_seed_by_seed():
-    scores = {
-        "pfpt": (0.5, (0.60, 0.70)),
-        "better on test": (0.1, (0.9, 0.9)),
-        "better on validation": (0.4, (0.5, 0.4)),
-    }
+def made_up(**scores):
+    """Headline runs of one setting: of every method its mean on validation data, and test scores by seed."""
     rows = [
         {"stage": "headline", "setting": "s", "method": method, "seed": seed, "validation": valid, "last10": test}
         for method, (valid, tests) in scores.items()
         for seed, test in enumerate(tests)
     ]
-    (row,) = comparison._against_best_baseline(pd.DataFrame(rows)).to_dict("records")
-    assert row["best baseline"] == "better on validation"
-    assert (row["pfpt minus it"], row["seeds"]) == ("20.0 ± 14.1", 2)
-    assert row["p"] == pytest.approx(0.2952, abs=1e-4)  # t = 2 with one degree of freedom
+    return pd.DataFrame(rows)
+
+
+def test_pfpt_is_compared_with_the_baseline_that_validation_prefers_seed_by_seed():
+    table = made_up(pfpt=(0.5, (0.60, 0.70)), test_best=(0.1, (0.9, 0.9)), validation_best=(0.4, (0.5, 0.4)))
+    (row,) = against_best_baseline(table).rows
+    assert row == ["s", "validation_best", "+20.0 ± 14.1", "2", "0.295"]  # t = 2 with one degree of freedom
+    (row,) = against_best_baseline(made_up(pfpt=(0.5, (0.4, 0.3)), other=(0.4, (0.5, 0.6)))).rows
+    assert row[2] == "−20.0 ± 14.1"
+
+
+def test_the_best_mean_of_a_setting_is_on_top_and_bold():
+    made = accuracies(made_up(worse=(0.5, (0.60, 0.70)), better=(0.1, (0.9, 0.7))))
+    assert made.rows == [["better", "80.0 ± 14.1"], ["worse", "65.0 ± 7.1"]]
+    assert made.bold == {(0, 1)}
 
 
 def test_every_data_set_meets_every_skew():

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md say what the files in docs/results say: no number is stale or mistyped."""
+"""Tables on the pages say what the files in docs/results say: no number is stale or mistyped."""
 
 import json
 import re
@@ -54,6 +54,23 @@ def test_tables_are_made_of_what_was_measured(path):
             assert is_rounded(shown, [*numbers, 1]), f"{shown} in: {row}"
 
 
+STUDIES = {"blackbox": "blackbox", "personalization": "profit"}  # page: results of several seeds
+SPREAD = re.compile(r"[−-]?\d+\.\d+ ± \d+\.\d+")
+
+
+def spreads(text):
+    """All means with their standard deviations in a text."""
+    return {found.replace("−", "-") for found in SPREAD.findall(text)}
+
+
+@pytest.mark.parametrize(("page", "results"), STUDIES.items())
+def test_means_over_seeds_are_those_that_were_measured(page, results):
+    shown = spreads((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+    rows = json.loads((DOCS / "results" / f"{results}.json").read_text())["rows"]
+    assert shown
+    assert shown <= spreads(json.dumps(rows, ensure_ascii=False))
+
+
 def test_no_section_has_lost_its_file():
     assert len(MEASURED) >= 10
 
@@ -64,3 +81,4 @@ def test_a_wrong_number_is_found():
     assert is_rounded("98.36", [0.98356])
     assert not is_rounded("1,966", [1966.78])
     assert not is_rounded("0.68", [671.08])
+    assert spreads("−5.3 ± 2.3 / 1") == {"-5.3 ± 2.3"}

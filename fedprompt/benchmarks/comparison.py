@@ -6,8 +6,9 @@ time. The rates are searched once, on Fashion-MNIST at α = 0.1, with six trials
 is used for nothing else, judged by the mean of the evaluations on the validation split; a method that runs once takes
 the rates of its next of kin.
 
-Runs lie below runs/comparison and are not repeated once they are done. The CSV, a row per run, is written anew whenever
-one ends: next to the JSON file where one is asked for. One process per core, one thread each.
+Runs lie below runs/comparison and are not repeated once they are done. The CSV has a row per run and is written anew
+whenever one ends; all tables and the figure are made of it. With --json FILE, which gets the chosen rates, CSV and
+figure are written next to it. One process per core, one thread each.
 """
 
 from __future__ import annotations
@@ -19,17 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
 
-from fedprompt.benchmarks.contestants import DATA, HEADLINE, ONCE, SETTINGS, SKEW, Overrides, setting_of
-from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, spread, told
+from fedprompt.benchmarks.comparison_tables import figure, tables
+from fedprompt.benchmarks.contestants import HEADLINE, ONCE, SETTINGS, Overrides
+from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, told
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking.files import write_atomic
-from fedprompt.tracking.plots import BLUE, GREY, STYLE, save
+from fedprompt.tracking.plots import save
 
 SEEDS = (0, 1, 2)
 SHARED: Overrides = ("federation.rounds=20", "runtime.precision=bfloat16", "runtime.workers=1")
@@ -38,27 +36,25 @@ TINY: Overrides = (
     *(*QUICK, "backbone.image_size=32", "prompt.layer=2", "data.limit=300", "federation.clients=4"),
     *("federation.cohort=2", "federation.rounds=2", "federation.eval_every=1", "tracking.tensorboard=false"),
 )
-SCORES = {"best": "best", "final": "last round", "last10": "last ten"}
 
 
 def main(json_path: Path | None, quick: bool = False) -> None:
     """Search, run, print the tables; ``quick`` shows with two methods and settings on a tiny backbone that it works."""
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
-    csv = root / "comparison.csv" if json_path is None else json_path.with_suffix(".csv")
+    base = root / "comparison" if json_path is None else json_path.with_suffix("")
     done: list[Job] = []
-    for job in run_stages(partial(_search, root, quick), partial(_headline, root, quick), partial(_once, root, quick)):
+    for job in run_stages(partial(_search, root, quick), partial(_once, root, quick), partial(_headline, root, quick)):
         done.append(job)
-        write_atomic(csv, _table(done).to_csv(index=False, float_format="%.6g").encode())
+        write_atomic(base.with_suffix(".csv"), table(done).to_csv(index=False, float_format="%.6g").encode())
         click.echo(told(job))
-    summary, against = _summary(_table(done)), _against_best_baseline(_table(done))
-    click.echo(summary.to_string(index=False))
-    click.echo(against.to_string(index=False))
-    save(_figure(_table(done)), root / "comparison.png")
-    click.echo(f"written: {csv}, {root / 'comparison.png'}")
+    runs = pd.read_csv(base.with_suffix(".csv"))
+    for title, shown in tables(runs).items():
+        click.echo(f"## {title}\n\n{shown.markdown()}")
+    save(figure(runs), base.with_suffix(".png"))
+    click.echo(f"written: {base.with_suffix('.csv')}, {base.with_suffix('.png')}")
     if json_path is not None:
         rates = {method: list(best) for method, best in chosen(done).items()}
-        results = {"chosen": rates, "rows": summary.to_dict("records"), "differences": against.to_dict("records")}
-        json_path.write_text(json.dumps(results, indent=1) + "\n")
+        json_path.write_text(json.dumps({"chosen": rates}, indent=1) + "\n")
 
 
 def _search(root: Path, quick: bool, rates: Mapping[str, Overrides]) -> list[Job]:
@@ -112,8 +108,8 @@ def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str | None
     )
 
 
-def _table(jobs: Sequence[Job]) -> pd.DataFrame:
-    """A row per run that did not fail; accuracies from 0 to 1, bytes and seconds per round."""
+def table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """A row per run that did not fail, whichever ended first; accuracies from 0 to 1, bytes and seconds per round."""
     rows = []
     for job in (job for job in jobs if not job.failed):
         result = job.result
@@ -125,8 +121,10 @@ def _table(jobs: Sequence[Job]) -> pd.DataFrame:
                 **{name: getattr(job, name) for name in ("stage", "setting", "method", "seed")},
                 "rates": " ".join(job.rates),
                 "validation": last["validation_accuracy"],
-                **{name: result[name]["accuracy"] for name in SCORES},
+                **{name: result[name]["accuracy"] for name in ("best", "final", "last10")},
                 "last10_clients": last["client_mean_accuracy"],
+                "last10_worst_decile": last["client_worst_decile_accuracy"],
+                "last10_balanced": last["balanced_accuracy"],
                 "last10_own_head": last.get("client_own_head_global_accuracy"),
                 "last10_averaged_head": last.get("client_averaged_head_global_accuracy"),
                 "bytes_per_round": both / rounds,
@@ -135,66 +133,6 @@ def _table(jobs: Sequence[Job]) -> pd.DataFrame:
                 "pool_last": (result["pool_size"] or {}).get("last"),
             }
         )
-    return pd.DataFrame(rows)
-
-
-def _summary(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per method and setting: percent, mean ± standard deviation over seeds where there are several."""
-    runs = table[table.stage != SEARCH]
-    rows = []
-    for (_, setting, method), of_method in runs.groupby(["stage", "setting", "method"], sort=False):
-        rows.append(
-            {
-                "setting": setting,
-                "method": method,
-                "rates": of_method.rates.iloc[0],
-                **{label: spread(100 * of_method[name]) for name, label in SCORES.items()},
-                "own clients": spread(100 * of_method.last10_clients),
-                "MB/round": f"{of_method.bytes_per_round.mean() / 1e6:.2f}",
-                "saved": f"{of_method.saved_of_full.mean():.2%}",
-                "s/round": f"{of_method.seconds_per_round.mean():.1f}",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _against_best_baseline(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting: PFPT minus the baseline that is best on validation, in points, paired over the seeds of both.
-
-    p is the two-sided one of a paired t-test.
-    """
-    rows = []
-    for setting, runs in table[table.stage == "headline"].groupby("setting", sort=False):
-        by_seed = runs.pivot(index="seed", columns="method", values="last10").dropna(axis="columns")
-        baselines = runs[runs.method.isin(by_seed.columns.difference(["pfpt"]))]
-        if "pfpt" not in by_seed or baselines.empty:
-            continue
-        best = baselines.groupby("method").validation.mean().idxmax()
-        points = 100 * (by_seed.pfpt - by_seed[best])
-        p = float(ttest_rel(by_seed.pfpt, by_seed[best]).pvalue) if len(points) > 1 else None
-        rows.append(
-            {"setting": setting, "best baseline": best, "pfpt minus it": spread(points), "seeds": len(points), "p": p}
-        )
-    return pd.DataFrame(rows)
-
-
-@mpl.rc_context(STYLE)
-def _figure(table: pd.DataFrame) -> Figure:
-    """Test accuracy, mean of the last ten evaluations: every seed a dot, the mean a bar; the best method on top."""
-    runs = table[table.stage == "headline"]
-    order = runs.groupby("method").last10.mean().sort_values().index
-    figure = Figure(figsize=(3 * len(SKEW) + 1.5, (0.26 * len(order) + 0.8) * len(DATA)), layout="constrained")
-    for row, data in zip(figure.subplots(len(DATA), len(SKEW), sharex=True, sharey=True), DATA, strict=True):
-        for axes, skew in zip(row, SKEW, strict=True):
-            for place, method in enumerate(order):
-                values = (
-                    100 * runs[(runs.setting == setting_of(data, skew)) & (runs.method == method)].last10.to_numpy()
-                )
-                axes.plot(values, np.full(len(values), place), "o", color=GREY, markersize=4, alpha=0.7)
-                if len(values):
-                    axes.plot([values.mean()], [place], "|", color=BLUE, markersize=12, markeredgewidth=2.5)
-            axes.set_title(f"{data}, {skew}")
-            axes.grid(True, axis="x")
-        row[0].set_yticks(range(len(order)), order)
-    figure.supxlabel("test accuracy (%)")
-    return figure
+    order = {name: place for place, name in enumerate((SEARCH, "headline", "once", *SETTINGS, *HEADLINE, *ONCE))}
+    columns = ["stage", "setting", "method", "seed"]
+    return pd.DataFrame(rows).sort_values(columns, key=lambda of: of.map(lambda value: order.get(value, value)))

@@ -18,11 +18,12 @@ def grid(**keys: tuple[float, ...]) -> tuple[Overrides, ...]:
 
 AVERAGED = grid(local__lr=(5e-4, 1e-3), local__prompt_lr=(1e-3, 3e-3, 1e-2))
 TUNED = grid(local__lr=(5e-4, 1e-3), local__prompt_lr=(3e-4, 1e-3, 3e-3))  # where steps of 1e-2 are known to diverge
+REMEMBERED = grid(local__lr=(5e-4, 2e-3), algorithm__mu=(0.0, 0.1, 1.0))
 
 DATA: dict[str, Overrides] = {
     "Fashion-MNIST": (),
-    "two domains": ("data.name=fashion-mnist-small+digits",),
     "long tail": ("partition.imbalance_factor=50",),
+    "two domains": ("data.name=fashion-mnist-small+digits",),
 }
 SKEW: dict[str, Overrides] = {
     "alpha 0.1": ("partition.alpha=0.1",),
@@ -42,7 +43,6 @@ SETTINGS = {setting_of(data, skew): (*DATA[data], *SKEW[skew]) for data in DATA 
 HEADLINE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     "pfpt": (("algorithm.name=pfpt",), TUNED),
     "fedavg": (("algorithm.name=fedavg",), AVERAGED),
-    "fedavg, pool": (("algorithm.name=fedavg", "prompt.kind=pool"), TUNED),
     "fedprox": (
         ("algorithm.name=fedprox",),
         grid(local__prompt_lr=(1e-3, 3e-3), algorithm__mu=(1e-3, 0.1, 1.0)),
@@ -60,6 +60,8 @@ HEADLINE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     "head": (("algorithm.name=head",), grid(local__lr=(2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3))),
     "adapter, fedavg": (("algorithm.name=fedavg", "prompt.kind=adapter"), TUNED),
     "lora, fedavg": (("algorithm.name=fedavg", "prompt.kind=lora"), TUNED),
+    "fedmem, pool": (("algorithm.name=fedmem", "prompt.kind=pool"), REMEMBERED),
+    "pfpt-mem": (("algorithm.name=pfpt-mem",), REMEMBERED),
 }
 
 FEW = "federation.rounds=4"  # a round of full fine-tuning takes more than ten times as long
@@ -67,6 +69,7 @@ FEW = "federation.rounds=4"  # a round of full fine-tuning takes more than ten t
 # name: (what makes the method, whose chosen rates it takes; None: the defaults)
 ONCE: dict[str, tuple[Overrides, str | None]] = {
     "fedavg, sgd": (("algorithm.name=fedavg", "local.optimizer=sgd"), "scaffold"),
+    "fedavg, pool": (("algorithm.name=fedavg", "prompt.kind=pool"), "fedavg"),
     "fedprox, pool": (("algorithm.name=fedprox", "prompt.kind=pool"), "fedprox"),
     "scaffold, pool": (("algorithm.name=scaffold", "prompt.kind=pool"), "scaffold"),
     "fedopt, adam, pool": (("algorithm.name=fedopt", "prompt.kind=pool"), "fedopt, adam"),
@@ -83,6 +86,12 @@ ONCE: dict[str, tuple[Overrides, str | None]] = {
     "scaffold, reference": (("algorithm.name=scaffold", "algorithm.form=reference"), "scaffold"),
     "fedopt, adam, reference": (("algorithm.name=fedopt", "algorithm.form=reference"), "fedopt, adam"),
     "pfedpg, cohort": (("algorithm.name=pfedpg", "algorithm.schedule=cohort"), "pfedpg"),
+    "mifa": (("algorithm.name=mifa",), "fedavg"),
+    "mifa, pool": (("algorithm.name=mifa", "prompt.kind=pool"), "pfpt-mem"),
+    "fedmem": (("algorithm.name=fedmem",), "fedmem, pool"),
+    "fedmem, head alone": (("algorithm.name=fedmem", "prompt.kind=none"), "fedmem, pool"),
+    "lora, fedmem": (("algorithm.name=fedmem", "prompt.kind=lora"), "lora, fedavg"),
+    "pfpt-map": (("algorithm.name=pfpt-map",), "pfpt-mem"),
     "adapter, fedprox": (("algorithm.name=fedprox", "prompt.kind=adapter"), "adapter, fedavg"),
     "lora, fedprox": (("algorithm.name=fedprox", "prompt.kind=lora"), "lora, fedavg"),
     "adapter, pfpt-units": (("algorithm.name=pfpt-units", "prompt.kind=adapter"), "adapter, fedavg"),

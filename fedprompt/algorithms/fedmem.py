@@ -1,0 +1,55 @@
+"""FedMem: FedAvg over everybody's newest params. There is no published form.
+
+With H_t the clients that the server has heard of up to round t, and w^k what client k sent when it last took part,
+
+    w_{t+1} = Σ_{k in H_t} n_k / n · w^k ,   n = Σ_{k in H_t} n_k
+
+which is FedAvg where everybody takes part in every round. MIFA (``mifa.py``) remembers moves, this remembers where they
+led: a client that is not there votes for where it was last, and so for staying there.
+
+``mu`` > 0: clients are pulled to what they were sent, FedProx's rule (``fedprox.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.fedprox import FedProx, FedProxSettings
+from fedprompt.algorithms.memory import heard
+from fedprompt.algorithms.registry import algorithm
+from fedprompt.client.rules import LocalOptions, LocalRule
+from fedprompt.client.tasks import Update
+from fedprompt.models.params import weighted_mean
+
+
+class FedMemSettings(BaseModel):
+    """``mu``: weight of the clients' pull to what they were sent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mu: float = Field(0.0, ge=0)
+
+
+@algorithm("fedmem", "FedMem: the newest params of every client that was ever heard of are averaged")
+class FedMem(Algorithm):
+    """FedAvg whose server remembers what those who stay away sent last."""
+
+    Settings = FedMemSettings
+    settings: FedMemSettings
+
+    def rule(self, options: LocalOptions, round: int) -> LocalRule:
+        """The configuration's optimizer, with FedProx's pull where μ > 0."""
+        if not self.settings.mu:
+            return super().rule(options, round)
+        return FedProx(FedProxSettings(mu=self.settings.mu), self.setting).rule(options, round)
+
+    def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
+        """w ← Σ n_k w_k / Σ n_k over all that have been heard of."""
+        state, newest, metrics = heard(state, updates)
+        mean = weighted_mean([update.params for update in newest], [update.samples for update in newest])
+        return self.remember(replace(state, params=mean), updates), metrics

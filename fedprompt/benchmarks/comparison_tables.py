@@ -1,0 +1,142 @@
+"""What the comparison of methods shows a reader, made of its table of runs: four tables and a figure.
+
+That table has a row per run (``comparison.table``, docs/results/comparison.csv). Accuracies in it are from 0 to 1, here
+they are in percent.
+"""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import ttest_rel
+
+from fedprompt.benchmarks.contestants import DATA, SKEW, setting_of
+from fedprompt.benchmarks.many_runs import spread
+from fedprompt.study.tables import MISSING, Table
+from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+
+OURS = "pfpt"
+LOOKS = [  # of lines, from the best method down; PFPT's is its own
+    *((colour, "-") for colour in (ORANGE, GREEN, PURPLE, SKY, "#E69F00", GREY)),
+    *((colour, "--") for colour in (ORANGE, GREEN, PURPLE, SKY, "#E69F00", GREY)),
+]
+
+
+def tables(table: pd.DataFrame) -> dict[str, Table]:
+    """All tables, by their titles."""
+    first = table.setting.iloc[0]
+    return {
+        "Test accuracy, mean of the last ten evaluations (%)": accuracies(table),
+        "PFPT against the best baseline (points)": against_best_baseline(table),
+        f"Costs and other scores at {first}": costs(table, first),
+        f"Once each, at {first}": once(table),
+    }
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """The runs that methods are compared by."""
+    return table[table.stage == "headline"]
+
+
+def accuracies(table: pd.DataFrame, column: str = "last10") -> Table:
+    """A row per method, a column per setting: mean ± standard deviation over seeds; the best mean is bold."""
+    runs = headline(table)
+    means = runs.pivot_table(index="method", columns="setting", values=column, sort=False)
+    means = means.loc[means.mean(axis=1).sort_values(ascending=False).index]
+    rows = [
+        [method, *(_cell(runs[(runs.method == method) & (runs.setting == setting)][column]) for setting in means)]
+        for method in means.index
+    ]
+    best = {(int(np.nanargmax(means[setting])), j) for j, setting in enumerate(means, start=1)}
+    return Table(["method", *means], rows, frozenset(best))
+
+
+def against_best_baseline(table: pd.DataFrame, ours: str = OURS) -> Table:
+    """A row per setting: our method minus the baseline that is best on validation, in points, paired over seeds.
+
+    p is the two-sided one of a paired t-test.
+    """
+    rows = []
+    for setting, runs in headline(table).groupby("setting", sort=False):
+        by_seed = runs.pivot(index="seed", columns="method", values="last10").dropna(axis="columns")
+        baselines = runs[runs.method.isin(by_seed.columns.difference([ours]))]
+        if ours not in by_seed or baselines.empty:
+            continue
+        best = baselines.groupby("method").validation.mean().idxmax()
+        points = 100 * (by_seed[ours] - by_seed[best])
+        p = f"{ttest_rel(by_seed[ours], by_seed[best]).pvalue:.3f}" if len(points) > 1 else MISSING
+        rows.append([setting, best, _signed(spread(points)), f"{len(points)}", p])
+    return Table(["setting", "best baseline on validation", f"{ours} minus it", "seeds", "p"], rows)
+
+
+def costs(table: pd.DataFrame, setting: str) -> Table:
+    """A row per method in one setting: its rates, other scores, what it sends and how long it takes."""
+    runs = headline(table)
+    runs = runs[runs.setting == setting]
+    rows = [
+        [
+            *(method, of_method.rates.iloc[0]),
+            *(_cell(of_method[column]) for column in ("best", "last10_clients", "last10_worst_decile")),
+            f"{of_method.bytes_per_round.mean() / 1e6:.1f}",
+            f"{of_method.saved_of_full.mean():.1%}",
+            f"{of_method.seconds_per_round.mean():.1f}",
+        ]
+        for method, of_method in runs.groupby("method", sort=False)
+    ]
+    return Table(["method", "rates", "best", "own clients", "worst decile", "MB/round", "saved", "s/round"], rows)
+
+
+def once(table: pd.DataFrame) -> Table:
+    """A row per run of what runs once, the best on top: accuracies, and megabytes of a round."""
+    runs = table[table.stage == "once"].sort_values("last10", ascending=False)
+    rows = [
+        [
+            run.method,
+            *(_cell([value]) for value in (run.last10, run.last10_own_head, run.best, run.last10_clients)),
+            f"{run.bytes_per_round / 1e6:.1f}",
+        ]
+        for run in runs.itertuples()
+    ]
+    return Table(["method", "last ten", "own heads", "best", "own clients", "MB/round"], rows)
+
+
+@mpl.rc_context(STYLE)
+def figure(table: pd.DataFrame) -> Figure:
+    """Accuracy, mean of the last ten evaluations, over the kinds of skew: a panel per data set, a line per method."""
+    runs = headline(table)
+    present = [data for data in DATA if runs.setting.isin(setting_of(data, skew) for skew in SKEW).any()]
+    order = list(runs.groupby("method").last10.mean().sort_values(ascending=False).index)
+    looks = dict(zip((method for method in order if method != OURS), LOOKS))
+    drawn = Figure(figsize=(3.6 * len(present) + 2, 4), layout="constrained")
+    panels = drawn.subplots(1, len(present), sharey=True, squeeze=False)[0]
+    for axes, data in zip(panels, present):
+        for method in order:
+            colour, line = looks.get(method, (BLUE, "-"))
+            means, spreads = _over_skew(runs[runs.method == method], data)
+            width = 3 if method == OURS else 1.5
+            axes.errorbar(range(len(SKEW)), means, spreads, color=colour, linestyle=line, linewidth=width, label=method)
+        axes.set_xticks(range(len(SKEW)), SKEW)
+        axes.set_xlim(-0.3, len(SKEW) - 0.7)
+        axes.set_title(data)
+        axes.grid(True, axis="y")
+    panels[0].set_ylabel("test accuracy, last ten (%)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside right center", frameon=False)
+    return drawn
+
+
+def _over_skew(runs: pd.DataFrame, data: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error in percent [skews]; NaN where there is nothing, 0 for the error of one seed."""
+    by_skew = [100 * runs[runs.setting == setting_of(data, skew)].last10 for skew in SKEW]
+    return np.array([s.mean() for s in by_skew]), np.array([s.sem() if len(s) > 1 else 0 for s in by_skew])
+
+
+def _cell(values: pd.Series | list[float]) -> str:
+    values = pd.Series(values, dtype=float)
+    return MISSING if values.isna().any() or values.empty else spread(100 * values)
+
+
+def _signed(number: str) -> str:
+    return number.replace("-", "−") if number.startswith("-") else f"+{number}"
