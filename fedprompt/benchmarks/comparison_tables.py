@@ -12,16 +12,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
-from fedprompt.benchmarks.contestants import DATA, SKEW, setting_of
+from fedprompt.benchmarks.contestants import DATA, HEADLINE, SKEW, setting_of
 from fedprompt.benchmarks.many_runs import spread
 from fedprompt.study.tables import MISSING, Table
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 
 OURS = "pfpt"
-LOOKS = [  # of lines, from the best method down; PFPT's is its own
-    *((colour, "-") for colour in (ORANGE, GREEN, PURPLE, SKY, "#E69F00", GREY)),
-    *((colour, "--") for colour in (ORANGE, GREEN, PURPLE, SKY, "#E69F00", GREY)),
-]
+HARDEST_FIRST = ("dominant", "alpha 0.1", "alpha 0.5")
+COLOURS = (ORANGE, GREEN, PURPLE, SKY, "#E69F00", GREY)
+LOOKS = {"pfpt": (BLUE, "-", 3.0), "pfpt-mem": (BLUE, ":", 3.0)}  # of lines: colour, style, width
+OTHERS = [(colour, style, 1.5) for style in ("-", "--") for colour in COLOURS]
 
 
 def tables(table: pd.DataFrame) -> dict[str, Table]:
@@ -104,21 +104,24 @@ def once(table: pd.DataFrame) -> Table:
 
 @mpl.rc_context(STYLE)
 def figure(table: pd.DataFrame) -> Figure:
-    """Accuracy, mean of the last ten evaluations, over the kinds of skew: a panel per data set, a line per method."""
+    """Accuracy, mean of the last ten evaluations, over the kinds of skew: a panel per data set, a line per method.
+
+    Bars are standard errors over seeds.
+    """
     runs = headline(table)
     present = [data for data in DATA if runs.setting.isin(setting_of(data, skew) for skew in SKEW).any()]
-    order = list(runs.groupby("method").last10.mean().sort_values(ascending=False).index)
-    looks = dict(zip((method for method in order if method != OURS), LOOKS))
-    drawn = Figure(figsize=(3.6 * len(present) + 2, 4), layout="constrained")
+    methods = runs.groupby("method").last10.mean().sort_values(ascending=False).index
+    looks = {**LOOKS, **dict(zip((method for method in HEADLINE if method not in LOOKS), OTHERS))}
+    drawn = Figure(figsize=(3.6 * len(present) + 2.4, 4.2), layout="constrained")
     panels = drawn.subplots(1, len(present), sharey=True, squeeze=False)[0]
     for axes, data in zip(panels, present):
-        for method in order:
-            colour, line = looks.get(method, (BLUE, "-"))
-            means, spreads = _over_skew(runs[runs.method == method], data)
-            width = 3 if method == OURS else 1.5
-            axes.errorbar(range(len(SKEW)), means, spreads, color=colour, linestyle=line, linewidth=width, label=method)
-        axes.set_xticks(range(len(SKEW)), SKEW)
-        axes.set_xlim(-0.3, len(SKEW) - 0.7)
+        for number, method in enumerate(methods):
+            colour, style, width = looks[method]
+            means, errors = _over_skew(runs[runs.method == method], data)
+            places = np.arange(len(means)) + 0.025 * (number - len(methods) / 2)  # side by side: bars would overlap
+            line = {"color": colour, "linestyle": style, "linewidth": width, "marker": "o", "markersize": 3}
+            axes.errorbar(places, means, errors, elinewidth=1, label=method, **line)
+        axes.set_xticks(range(len(HARDEST_FIRST)), [skew.replace("alpha", "α =") for skew in HARDEST_FIRST])
         axes.set_title(data)
         axes.grid(True, axis="y")
     panels[0].set_ylabel("test accuracy, last ten (%)")
@@ -129,7 +132,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
 def _over_skew(runs: pd.DataFrame, data: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error in percent [skews]; NaN where there is nothing, 0 for the error of one seed."""
-    by_skew = [100 * runs[runs.setting == setting_of(data, skew)].last10 for skew in SKEW]
+    by_skew = [100 * runs[runs.setting == setting_of(data, skew)].last10 for skew in HARDEST_FIRST]
     return np.array([s.mean() for s in by_skew]), np.array([s.sem() if len(s) > 1 else 0 for s in by_skew])
 
 
