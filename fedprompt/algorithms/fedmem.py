@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedprompt.algorithms.base import Algorithm, Metrics, State
-from fedprompt.algorithms.fedprox import FedProx, FedProxSettings
+from fedprompt.algorithms.fedprox import pulled
 from fedprompt.algorithms.memory import heard
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule
@@ -44,9 +44,7 @@ class FedMem(Algorithm):
 
     def rule(self, options: LocalOptions, round: int) -> LocalRule:
         """The configuration's optimizer, with FedProx's pull where μ > 0."""
-        if not self.settings.mu:
-            return super().rule(options, round)
-        return FedProx(FedProxSettings(mu=self.settings.mu), self.setting).rule(options, round)
+        return pulled(super().rule(options, round), self.settings.mu, self.setting)
 
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """w ← Σ n_k w_k / Σ n_k over all that have been heard of."""

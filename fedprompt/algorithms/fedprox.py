@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from fedprompt.algorithms.base import Setting
 from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots, make_rule
@@ -70,6 +71,11 @@ class FedProx(FedAvg):
         norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # at w = w^t the pull is 0, not 0 / 0
         rows = {name: (-1, *(1,) * (a.ndim - 1)) for name, a in away.items()}
         return {n: mu / 2 * (a / norm.view(rows[n])) * ~opens_epoch.view(rows[n]) for n, a in away.items()}
+
+
+def pulled(rule: LocalRule, mu: float, setting: Setting) -> LocalRule:
+    """A rule with FedProx's pull of weight ``mu`` to what was sent, for other methods; at 0 the rule itself."""
+    return Proximal(rule, FedProx(FedProxSettings(mu=mu), setting)) if mu else rule
 
 
 class Proximal(LocalRule):

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from fedprompt.algorithms.fedprox import FedProx, FedProxSettings
+from fedprompt.algorithms.fedprox import pulled
 from fedprompt.algorithms.map_aggregation import MapOptions, aggregate_around
 from fedprompt.algorithms.pfpt import PFPT, PoolSettings
 from fedprompt.algorithms.registry import algorithm
@@ -63,6 +63,4 @@ class PFPTMap(PFPT):
 
     def rule(self, options: LocalOptions, round: int) -> LocalRule:
         """The configuration's optimizer, with FedProx's pull where μ > 0."""
-        if not self.settings.mu:
-            return super().rule(options, round)
-        return FedProx(FedProxSettings(mu=self.settings.mu), self.setting).rule(options, round)
+        return pulled(super().rule(options, round), self.settings.mu, self.setting)
