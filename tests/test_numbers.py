@@ -54,7 +54,7 @@ def test_tables_are_made_of_what_was_measured(path):
             assert is_rounded(shown, [*numbers, 1]), f"{shown} in: {row}"
 
 
-STUDIES = {"blackbox": "blackbox", "decentralized": "graphs", "personalization": "profit"}  # page: results of several seeds
+STUDIES = {"blackbox": "blackbox", "decentralized": "graphs", "personalization": "profit"}  # page: results
 SPREAD = re.compile(r"[−-]?\d+\.\d+ ± \d+\.\d+")
 
 
