@@ -21,6 +21,8 @@ def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, c
         trials = table[(table.stage == SEARCH) & (table.method == method)]
         assert rates == trials.rates[trials.validation.idxmax()].split()
         assert set(table[(table.stage == "headline") & (table.method == method)].rates) == {" ".join(rates)}
+    curves = pd.read_csv(tmp_path / "comparison.curves.csv")
+    assert curves.groupby(["setting", "method"])["round"].agg(list).tolist() == [[0, 1, 2]] * 4
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/result.json")}
     assert len(runs) == 10
     capsys.readouterr()

@@ -7,8 +7,8 @@ is used for nothing else, judged by the mean of the evaluations on the validatio
 the rates of its next of kin.
 
 Runs lie below runs/comparison and are not repeated once they are done. The CSV has a row per run and is written anew
-whenever one ends; all tables and the figure are made of it. With --json FILE, which gets the chosen rates, CSV and
-figure are written next to it. One process per core, one thread each.
+whenever one ends; all tables and the figure are made of it. With --json FILE, which gets the chosen rates, the CSV, one
+of all evaluations and the figure are written next to it. One process per core, one thread each.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fedprompt.benchmarks.comparison_tables import figure, tables
 from fedprompt.benchmarks.contestants import HEADLINE, ONCE, SETTINGS, Overrides
 from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, told
 from fedprompt.benchmarks.training import QUICK
+from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import save
 
@@ -50,6 +51,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     runs = pd.read_csv(base.with_suffix(".csv"))
     for title, shown in tables(runs).items():
         click.echo(f"## {title}\n\n{shown.markdown()}")
+    write_atomic(base.with_suffix(".curves.csv"), curves(done).to_csv(index=False, float_format="%.4g").encode())
     save(figure(runs), base.with_suffix(".png"))
     click.echo(f"written: {base.with_suffix('.csv')}, {base.with_suffix('.png')}")
     if json_path is not None:
@@ -136,3 +138,19 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
     order = {name: place for place, name in enumerate((SEARCH, "headline", "once", *SETTINGS, *HEADLINE, *ONCE))}
     columns = ["stage", "setting", "method", "seed"]
     return pd.DataFrame(rows).sort_values(columns, key=lambda of: of.map(lambda value: order.get(value, value)))
+
+
+def curves(jobs: Sequence[Job]) -> pd.DataFrame:
+    """A row per evaluation of the headline runs that did not fail: test and validation accuracy from 0 to 1."""
+    rows = [
+        {
+            **{name: getattr(job, name) for name in ("setting", "method", "seed")},
+            "round": record["round"],
+            **{split: record[split]["accuracy"] for split in ("test", "validation")},
+        }
+        for job in jobs
+        if job.stage == "headline" and not job.failed
+        for record in metrics.read(job.folder / "metrics.jsonl")
+        if "test" in record
+    ]
+    return pd.DataFrame(rows)
