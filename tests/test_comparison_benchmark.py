@@ -47,9 +47,15 @@ def made_up(**scores):
 def test_pfpt_is_compared_with_the_baseline_that_validation_prefers_seed_by_seed():
     table = made_up(pfpt=(0.5, (0.60, 0.70)), test_best=(0.1, (0.9, 0.9)), validation_best=(0.4, (0.5, 0.4)))
     (row,) = against_best_baseline(table).rows
-    assert row == ["s", "validation_best", "+20.0 ± 14.1", "2", "0.295"]  # t = 2 with one degree of freedom
+    assert row == ["s", "pfpt", "validation_best", "+20.0 ± 14.1", "2", "0.295"]  # t = 2 with one degree of freedom
     (row,) = against_best_baseline(made_up(pfpt=(0.5, (0.4, 0.3)), other=(0.4, (0.5, 0.6)))).rows
-    assert row[2] == "−20.0 ± 14.1"
+    assert row[3] == "−20.0 ± 14.1"
+
+
+def test_what_is_not_published_is_no_baseline_but_compared_with_one():
+    table = made_up(**{"pfpt": (0.5, (0.6, 0.7)), "pfpt-mem": (0.9, (1.0, 0.9)), "other": (0.4, (0.5, 0.55))})
+    rows = against_best_baseline(table).rows
+    assert [row[1:4] for row in rows] == [["pfpt", "other", "+12.5 ± 3.5"], ["pfpt-mem", "other", "+42.5 ± 10.6"]]
 
 
 def test_the_best_mean_of_a_setting_is_on_top_and_bold():
