@@ -136,7 +136,7 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
             }
         )
     order = {name: place for place, name in enumerate((SEARCH, "headline", "once", *SETTINGS, *HEADLINE, *ONCE))}
-    columns = ["stage", "setting", "method", "seed"]
+    columns = ["stage", "setting", "method", "seed", "rates"]
     return pd.DataFrame(rows).sort_values(columns, key=lambda of: of.map(lambda value: order.get(value, value)))
 
 

@@ -134,9 +134,12 @@ def _memory() -> Any:
 
 
 def chosen(done: Sequence[Job]) -> dict[str, Overrides]:
-    """Every method's best trial of those that were searched, by the mean of the last evaluations on validation data."""
+    """Every method's best trial of those that were searched, by the mean of the last evaluations on validation data.
+
+    Equally good ones are told apart by their rates, not by which ended first.
+    """
     best: dict[str, tuple[float, Overrides]] = {}
-    for job in (job for job in done if job.searches and not job.failed):
+    for job in sorted((job for job in done if job.searches and not job.failed), key=lambda job: job.rates):
         accuracy = job.result["last10"]["validation_accuracy"]
         if job.method not in best or accuracy > best[job.method][0]:
             best[job.method] = (accuracy, job.rates)
