@@ -1,6 +1,7 @@
 """The comparison of all methods: its small version searches, runs, tells differences over seeds, and resumes."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 
@@ -8,6 +9,8 @@ from fedprompt.benchmarks import comparison
 from fedprompt.benchmarks.comparison_tables import accuracies, against_best_baseline, tables
 from fedprompt.benchmarks.contestants import DATA, SETTINGS, SKEW
 from fedprompt.benchmarks.many_runs import SEARCH
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, capsys):
@@ -63,6 +66,13 @@ def test_the_best_mean_of_a_setting_is_on_top_and_bold():
     made = accuracies(made_up(worse=(0.5, (0.60, 0.70)), better=(0.1, (0.9, 0.7))))
     assert made.rows == [["better", "80.0 ± 14.1"], ["worse", "65.0 ± 7.1"]]
     assert made.bold == {(0, 1)}
+
+
+def test_tables_of_the_pages_are_made_of_the_committed_runs():
+    made = list(tables(pd.read_csv(ROOT / "docs" / "results" / "comparison.csv")).values())
+    for page, shown in (("docs/comparison.md", made), ("README.md", made[:1])):
+        lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+        assert {line for table in shown for line in table.markdown().splitlines()} <= set(lines)
 
 
 def test_every_data_set_meets_every_skew():
