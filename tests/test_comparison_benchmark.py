@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedprompt.benchmarks import comparison
-from fedprompt.benchmarks.comparison_tables import accuracies, against_best_baseline, tables
+from fedprompt.benchmarks.comparison_tables import HARDEST_FIRST, accuracies, against_best_baseline, tables
 from fedprompt.benchmarks.contestants import DATA, SETTINGS, SKEW
 from fedprompt.benchmarks.many_runs import SEARCH
 
@@ -66,6 +66,10 @@ def test_the_best_mean_of_a_setting_is_on_top_and_bold():
     made = accuracies(made_up(worse=(0.5, (0.60, 0.70)), better=(0.1, (0.9, 0.7))))
     assert made.rows == [["better", "80.0 ± 14.1"], ["worse", "65.0 ± 7.1"]]
     assert made.bold == {(0, 1)}
+
+
+def test_the_figure_shows_every_kind_of_skew():
+    assert set(HARDEST_FIRST) == set(SKEW)
 
 
 def test_tables_of_the_pages_are_made_of_the_committed_runs():

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedprompt.algorithms.base import Metrics, State
@@ -47,10 +46,9 @@ def changed(state: State, params: Sequence[Params], selected: Sequence[Tensor]) 
 
 
 def _entry(update: Update) -> dict[str, Any]:
-    selected = torch.zeros(0, dtype=torch.bool) if update.selected is None else update.selected
-    return {"samples": update.samples, "params": dict(update.params), "selected": selected, "age": 0}
+    selected = {} if update.selected is None else {"selected": update.selected}
+    return {"samples": update.samples, "params": dict(update.params), **selected, "age": 0}
 
 
 def _update(client: int, entry: dict[str, Any]) -> Update:
-    selected = entry["selected"] if len(entry["selected"]) else None
-    return Update(client, entry["samples"], 0, entry["params"], selected, 0.0)
+    return Update(client, entry["samples"], 0, entry["params"], entry.get("selected"), 0.0)

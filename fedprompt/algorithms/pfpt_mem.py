@@ -43,7 +43,7 @@ class PFPTMem(PFPTMap):
             for update, pool in zip(newest, own, strict=True)
         ]
         used = self.used(state, newest)
-        after, fitted, metrics = self.next_pool(state, whole, rng)
+        after, fitted, metrics = self.next_pool(state, whole, used, rng)
         size = len(fitted.pool)
         params = [
             {**update.params, "pool": moved(pool[used], places, size, fill=torch.nan)}

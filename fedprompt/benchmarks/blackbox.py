@@ -32,9 +32,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedprompt.benchmarks.contestants import Overrides, grid
-from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, spread, told
+from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, spread
 from fedprompt.tracking import metrics
-from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
 
 SEEDS = (0, 1, 2)
@@ -67,11 +66,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Run what is missing, print the table; ``quick`` shows that it works, on a tiny backbone."""
     root = Path("runs") / ("blackbox-quick" if quick else "blackbox")
     csv = root / "blackbox.csv" if json_path is None else json_path.with_suffix(".csv")
-    done: list[Job] = []
-    for job in run_stages(partial(_search, root, quick), partial(_compare, root, quick)):
-        done.append(job)
-        write_atomic(csv, _table(done).to_csv(index=False, float_format="%.6g").encode())
-        click.echo(told(job))
+    done = run_stages(csv, _table, *(partial(stage, root, quick) for stage in (_search, _compare)))
     table = _table([job for job in done if not job.searches])
     summary = _summary(table)
     click.echo(summary.to_string(index=False))

@@ -24,7 +24,7 @@ import pandas as pd
 
 from fedprompt.benchmarks.comparison_tables import figure, tables
 from fedprompt.benchmarks.contestants import HEADLINE, ONCE, SETTINGS, Overrides
-from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, told
+from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
@@ -43,11 +43,8 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Search, run, print the tables; ``quick`` shows with two methods and settings on a tiny backbone that it works."""
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
     base = root / "comparison" if json_path is None else json_path.with_suffix("")
-    done: list[Job] = []
-    for job in run_stages(partial(_search, root, quick), partial(_once, root, quick), partial(_headline, root, quick)):
-        done.append(job)
-        write_atomic(base.with_suffix(".csv"), table(done).to_csv(index=False, float_format="%.6g").encode())
-        click.echo(told(job))
+    stages = (partial(stage, root, quick) for stage in (_search, _once, _headline))
+    done = run_stages(base.with_suffix(".csv"), table, *stages)
     runs = pd.read_csv(base.with_suffix(".csv"))
     for title, shown in tables(runs).items():
         click.echo(f"## {title}\n\n{shown.markdown()}")
@@ -135,9 +132,8 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
                 "pool_last": (result["pool_size"] or {}).get("last"),
             }
         )
-    order = {name: place for place, name in enumerate((SEARCH, "headline", "once", *SETTINGS, *HEADLINE, *ONCE))}
-    columns = ["stage", "setting", "method", "seed", "rates"]
-    return pd.DataFrame(rows).sort_values(columns, key=lambda of: of.map(lambda value: order.get(value, value)))
+    names = (SEARCH, "headline", "once", *SETTINGS, *HEADLINE, *ONCE)
+    return sorted_by_names(pd.DataFrame(rows), ("stage", "setting", "method", "seed", "rates"), names)
 
 
 def curves(jobs: Sequence[Job]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 
 from fedprompt.benchmarks.contestants import DATA, HEADLINE, SKEW, setting_of
 from fedprompt.benchmarks.many_runs import spread
-from fedprompt.study.tables import MISSING, Table
+from fedprompt.study.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 
 OURS = ("pfpt", "pfpt-mem", "fedmem, pool")  # the study's method, and what has no published form
@@ -40,13 +40,13 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.stage == "headline"]
 
 
-def accuracies(table: pd.DataFrame, column: str = "last10") -> Table:
+def accuracies(table: pd.DataFrame) -> Table:
     """A row per method, a column per setting: mean ± standard deviation over seeds; the best mean is bold."""
     runs = headline(table)
-    means = runs.pivot_table(index="method", columns="setting", values=column, sort=False)
+    means = runs.pivot_table(index="method", columns="setting", values="last10", sort=False)
     means = means.loc[means.mean(axis=1).sort_values(ascending=False).index]
     rows = [
-        [method, *(_cell(runs[(runs.method == method) & (runs.setting == setting)][column]) for setting in means)]
+        [method, *(_cell(runs[(runs.method == method) & (runs.setting == setting)].last10) for setting in means)]
         for method in means.index
     ]
     best = {(int(np.nanargmax(means[setting])), j) for j, setting in enumerate(means, start=1)}
@@ -67,8 +67,8 @@ def against_best_baseline(table: pd.DataFrame) -> Table:
         best = baselines.groupby("method").validation.mean().idxmax()
         for ours in (method for method in OURS if method in by_seed):
             points = 100 * (by_seed[ours] - by_seed[best])
-            p = f"{ttest_rel(by_seed[ours], by_seed[best]).pvalue:.3f}" if len(points) > 1 else MISSING
-            rows.append([setting, ours, best, _signed(spread(points)), f"{len(points)}", p])
+            p = ttest_rel(by_seed[ours], by_seed[best]).pvalue if len(points) > 1 else None
+            rows.append([setting, ours, best, _signed(spread(points)), f"{len(points)}", p_value(p)])
     return Table(["setting", "method", "best baseline on validation", "difference", "seeds", "p"], rows)
 
 

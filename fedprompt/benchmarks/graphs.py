@@ -28,9 +28,8 @@ from matplotlib.figure import Figure
 from fedprompt.algorithms.graphs import GRAPHS
 from fedprompt.benchmarks.comparison import SEEDS
 from fedprompt.benchmarks.contestants import Overrides, grid
-from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, spread, told
+from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names, spread
 from fedprompt.benchmarks.training import QUICK
-from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import BLUE, GREY, ORANGE, STYLE, save
 
 METHODS = {"dfedavg": GREY, "dfedsam": ORANGE, "dfedsam-mgs": BLUE}
@@ -55,11 +54,8 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Run what is left, print the table, draw it; ``quick`` shows on a tiny backbone and two graphs that it works."""
     root = Path("runs") / ("graphs-quick" if quick else "graphs")
     base = root / "graphs" if json_path is None else json_path.with_suffix("")
-    done: list[Job] = []
-    for job in run_stages(partial(_search, root, quick), partial(_compare, root, quick)):
-        done.append(job)
-        write_atomic(base.with_suffix(".csv"), _table(done).to_csv(index=False, float_format="%.6g").encode())
-        click.echo(told(job))
+    stages = (partial(stage, root, quick) for stage in (_search, _compare))
+    done = run_stages(base.with_suffix(".csv"), _table, *stages)
     table = _table([job for job in done if not job.searches])
     summary = _summary(table)
     click.echo(summary.to_string(index=False))
@@ -123,9 +119,7 @@ def _table(jobs: Sequence[Job]) -> pd.DataFrame:
                 "seconds_per_round": result["seconds"]["total"] / result["rounds"],
             }
         )
-    order = {name: place for names in (GRAPHS, METHODS) for place, name in enumerate(names)}
-    columns = ["stage", "graph", "method", "seed"]
-    return pd.DataFrame(rows).sort_values(columns, key=lambda of: of.map(lambda value: order.get(value, value)))
+    return sorted_by_names(pd.DataFrame(rows), ("stage", "graph", "method", "seed"), (*GRAPHS, *METHODS))
 
 
 def _summary(table: pd.DataFrame) -> pd.DataFrame:

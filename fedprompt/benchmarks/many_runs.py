@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import pandas as pd
 
 from fedprompt.benchmarks.contestants import Overrides
+from fedprompt.tracking.files import write_atomic
 
 SEARCH = "search"
 FAILED = "failed.txt"  # in the folder of a run that diverged
@@ -90,17 +92,30 @@ def run_all(
         yield futures[future]
 
 
-def run_stages(*stages: Callable[[Mapping[str, Overrides]], Sequence[Job]]) -> Iterator[Job]:
-    """Run one stage after the other, each made of the rates that were chosen before it; yields jobs as they end.
+def run_stages(
+    csv: Path,
+    table: Callable[[Sequence[Job]], pd.DataFrame],
+    *stages: Callable[[Mapping[str, Overrides]], Sequence[Job]],
+) -> list[Job]:
+    """Run one stage after the other, each made of the rates that were chosen before it.
 
-    A run that diverges leaves a note and is not repeated.
+    Whenever a run ends a line says how, and the table of all that have ended is written to ``csv``. A run that diverges
+    leaves a note and is not repeated.
     """
     done: list[Job] = []
     with one_per_core() as processes:
         for stage in stages:
             for job in run_all(processes, stage(chosen(done)), lambda job: job.ended, _run):
                 done.append(job)
-                yield job
+                write_atomic(csv, table(done).to_csv(index=False, float_format="%.6g").encode())
+                click.echo(told(job))
+    return done
+
+
+def sorted_by_names(table: pd.DataFrame, columns: Sequence[str], names: Iterable[str]) -> pd.DataFrame:
+    """Rows in the order of their columns, where names count by their place in ``names``."""
+    places = {name: place for place, name in enumerate(names)}
+    return table.sort_values(list(columns), key=lambda of: of.map(lambda value: places.get(value, value)))
 
 
 def _run(job: Job) -> None:

@@ -170,7 +170,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         [
             *(c.method, c.baseline, " ".join(map(str, c.seeds)), _points(c.difference)),
             MISSING if math.isnan(c.low) else f"{_points(c.low)} to {_points(c.high)}",
-            *map(_p, (c.p_t, c.p_t_holm, c.p_wilcoxon, c.p_wilcoxon_holm)),
+            *map(p_value, (c.p_t, c.p_t_holm, c.p_wilcoxon, c.p_wilcoxon_holm)),
         ]
         for c in comparisons
     ]
@@ -190,7 +190,8 @@ def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "−")
 
 
-def _p(p: float | None) -> str:
+def p_value(p: float | None) -> str:
+    """A probability as tables show it."""
     if p is None or math.isnan(p):
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"

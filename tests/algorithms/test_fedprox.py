@@ -151,6 +151,21 @@ def test_the_larger_mu_the_nearer_stay_the_clients(make_model):
         assert free > light > firm > 0
 
 
+@pytest.mark.parametrize("name", ["fedmem", "pfpt-map", "pfpt-mem"])
+def test_others_pull_their_clients_as_fedprox_does_where_mu_says_so(name):
+    start, targets = drawn(1), drawn(2)
+    ends = {}
+    for method, mu in (("fedprox", MU), ("fedavg", None), (name, MU), (name, None)):
+        rule = make(method, **({} if mu is None else {"mu": mu})).rule(LocalOptions(lr=0.1), 1)
+        params, slots = start, rule.start(start, {}, {})
+        for step in range(4):
+            params, slots, _ = rule.step(params, slots, Bowl(targets, [step == 0] * 3))
+        ends[method, mu] = params
+    assert same(ends[name, MU], ends["fedprox", MU])
+    assert same(ends[name, None], ends["fedavg", None])
+    assert not same(ends[name, MU], ends[name, None])
+
+
 @pytest.mark.parametrize("form", TERMS)
 def test_without_a_pull_a_run_is_fedavg_bit_for_bit(tmp_path, form):
     _, plain = tiny_run(tmp_path / "a", "algorithm.name=fedavg")

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import Bowl, drawn, make, same, tiny_run
+from by_hand import make, same, tiny_run
 
 from fedprompt.algorithms.base import State
 from fedprompt.algorithms.map_aggregation import (
@@ -23,7 +23,6 @@ from fedprompt.algorithms.map_aggregation import (
 )
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets
 from fedprompt.benchmarks.recovery import Planted, pair_agreement
-from fedprompt.client.rules import LocalOptions
 from fedprompt.client.tasks import Update
 from fedprompt.errors import InputError
 from fedprompt.models.params import weighted_mean
@@ -316,20 +315,6 @@ def test_prompts_that_nobody_used_leave_and_the_rest_is_averaged_by_samples():
     torch.testing.assert_close(state.params["pool"], expected, rtol=0, atol=1e-12)
     assert state.params["head.1.bias"].tolist() == [4.0, 4.0]
     assert same(state.params, results[1][0].params)  # nothing is drawn
-
-
-def test_clients_are_pulled_as_fedprox_pulls_them_where_mu_says_so():
-    start, targets, options = drawn(1), drawn(2), LocalOptions(lr=0.1)
-    ends = {}
-    for name, settings in {"pfpt-map": {}, "pulled": {"mu": 0.5}, "fedprox": {"mu": 0.5}, "fedavg": {}}.items():
-        rule = make("pfpt-map" if name == "pulled" else name, **settings).rule(options, 1)
-        params, slots = start, rule.start(start, {}, {})
-        for step in range(4):
-            params, slots, _ = rule.step(params, slots, Bowl(targets, [step == 0] * 3))
-        ends[name] = params
-    assert same(ends["pulled"], ends["fedprox"])
-    assert same(ends["pfpt-map"], ends["fedavg"])
-    assert not same(ends["pulled"], ends["pfpt-map"])
 
 
 def test_it_runs_and_tells_what_happens_to_the_pool(tmp_path):
