@@ -21,8 +21,6 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -71,6 +69,9 @@ class GMM(Algorithm):
 
     def _means(self, sets: Tensor, rng: np.random.Generator) -> tuple[Tensor, int]:
         """Means [L, D] of the mixture fitted to sets [C, L, D], and how many iterations that took."""
+        from sklearn.exceptions import ConvergenceWarning  # a third of what every process of a run would import
+        from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+
         points = sets.flatten(0, 1)
         if len(points) == 1:  # scikit-learn wants two
             return points, 0
