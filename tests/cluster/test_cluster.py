@@ -26,7 +26,7 @@ pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-HOSTS = 3
+HOSTS = 2
 FOLDER_RUN = [
     *("data.name=folder", "federation.clients=4", "federation.cohort=4", "federation.rounds=2", "partition.kind=iid"),
     *("partition.min_size=2", "runtime.group_size=1", "algorithm.sweeps=3", "tracking.tensorboard=false"),
@@ -217,9 +217,9 @@ def test_local_sh_starts_a_closed_cluster_runs_a_sweep_as_a_job_and_leaves_nothi
     sweep = ["fedprompt", "sweep", "seeds.yaml", *TINY, "algorithm.name=head", "--output", str(output)]
     submit = ["ray", "job", "submit", "--working-dir", str(folder / "work"), "--", *sweep]
     (folder / "work").mkdir()
-    (folder / "work" / "seeds.yaml").write_text("space: {seed: {grid: [0, 1]}}")
+    (folder / "work" / "seeds.yaml").write_text("space: {seed: {grid: [0]}}")
     assert re.search(r"Job '\w+' succeeded", done(submit, {**env, **told}))
-    assert (output / "results.csv").read_text().count(",done,") == 2
+    assert (output / "results.csv").read_text().count(",done,") == 1
     script("down")
     assert not (folder / "c").exists()
     titles = (file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists())

@@ -124,7 +124,7 @@ def test_the_same_clients_are_absent_on_ray(absent, shared_runs, same_params):
     pytest.importorskip("ray")
     from fedprompt.runtime.on_ray import run_on_ray
 
-    config = shared_runs.config(AVERAGE, *SOME, "runtime.workers=2", "runtime.cpus_per_worker=0.5")
+    config = shared_runs.config(AVERAGE, *SOME, "runtime.workers=1")
     list(run_on_ray(config, shared_runs.folder / "ray"))
     assert same_params(shared_runs.params("ray"), shared_runs.params("absent"))
     assert shared_runs.lines("ray") == shared_runs.lines("absent")

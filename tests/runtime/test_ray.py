@@ -81,7 +81,7 @@ def test_workers_find_what_one_process_finds(local, shared_runs, two, workers):
 def test_images_that_have_no_room_in_the_object_store_are_put_there_again(shared_runs):
     no_room = "runtime.cache_mb=0.001"
     expected = shared_runs.local("cramped", no_room)
-    records = list(on_ray(shared_runs, "cramped on Ray", "runtime.workers=2", "runtime.cpus_per_worker=0.5", no_room))
+    records = list(on_ray(shared_runs, "cramped on Ray", "runtime.workers=1", no_room))
     assert accuracies(records) == pytest.approx(accuracies(expected), abs=1e-3)
     first, second = shared_runs.params("cramped"), shared_runs.params("cramped on Ray")
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
@@ -93,8 +93,7 @@ def test_clients_without_a_server_find_on_ray_what_they_find_in_one_process(shar
     options = ("algorithm.name=dfedsam", "algorithm.graph=random", "algorithm.compress=quantise")
     lossy = ("algorithm.link_loss=0.2", "federation.dropout=0.2")
     expected = shared_runs.local("gossip", *options, *lossy)
-    workers = ("runtime.workers=2", "runtime.cpus_per_worker=0.5")
-    records = list(on_ray(shared_runs, "gossip on Ray", *workers, *options, *lossy))
+    records = list(on_ray(shared_runs, "gossip on Ray", "runtime.workers=1", *options, *lossy))
     assert records[-1]["result"]["communication"] == expected[-1]["result"]["communication"]
     here, there = shared_runs.state("gossip"), shared_runs.state("gossip on Ray")
     assert here.clients.keys() == there.clients.keys()
@@ -150,8 +149,8 @@ def test_a_listener_that_leaves_has_the_run_saved(two, shared_runs, same_params)
     [
         (["runtime.workers=5"], "runtime.workers: 5 with 1 CPUs and 0 GPUs each"),
         (["runtime.gpus_per_worker=1"], "runtime.workers"),
-        (["prompt.layer=50"], "prompt.layer"),  # a worker finds out
-        (["data.root=/nowhere"], "data.root"),  # the driver does
+        (["prompt.layer=50", "runtime.workers=1"], "prompt.layer"),  # a worker finds out
+        (["data.root=/nowhere", "runtime.workers=1"], "data.root"),  # the driver does
     ],
 )
 def test_bad_input_is_told_in_one_line_wherever_it_is_found_out(runs, capsys, overrides, named):

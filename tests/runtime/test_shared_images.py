@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.usefixtures("small_cluster"),
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux"),
 ]
-IN_EVERY_STEP = ("algorithm.name=fedavg", "prompt.layer=0", "runtime.workers=2", "runtime.cpus_per_worker=0.5")
+IN_EVERY_STEP = ("algorithm.name=fedavg", "prompt.layer=0", "runtime.workers=1")
 
 
 @pytest.fixture

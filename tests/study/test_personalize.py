@@ -269,7 +269,9 @@ def test_the_number_of_workers_changes_nothing(fedavg, tuned):
 @pytest.mark.ray
 def test_on_ray_the_numbers_are_the_same(small_cluster, fedavg, tuned, cli, tmp_path):
     for name, *overrides in (("kept",), ("sent", "runtime.cache_mb=0")):  # the tokens, or images in every step
-        code, shown, errors = cli("personalize", fedavg, *SHORT, *overrides, "--output", tmp_path / name)
+        code, shown, errors = cli(
+            "personalize", fedavg, *SHORT, *overrides, "runtime.workers=1", "--output", tmp_path / name
+        )
         assert code == 0, errors
         assert "lr 0.01: " in shown
         pd.testing.assert_frame_equal(rows_of(tmp_path / name), tuned(fedavg, *SHORT, *overrides), check_exact=True)
