@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from fedprompt.benchmarks.contestants import DATA, HEADLINE, SKEW, setting_of
-from fedprompt.benchmarks.many_runs import spread
+from fedprompt.benchmarks.many_runs import signed, spread
 from fedprompt.study.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
 
@@ -68,7 +68,7 @@ def against_best_baseline(table: pd.DataFrame) -> Table:
         for ours in (method for method in OURS if method in by_seed):
             points = 100 * (by_seed[ours] - by_seed[best])
             p = ttest_rel(by_seed[ours], by_seed[best]).pvalue if len(points) > 1 else None
-            rows.append([setting, ours, best, _signed(spread(points)), f"{len(points)}", p_value(p)])
+            rows.append([setting, ours, best, signed(spread(points)), f"{len(points)}", p_value(p)])
     return Table(["setting", "method", "best baseline on validation", "difference", "seeds", "p"], rows)
 
 
@@ -140,7 +140,3 @@ def _over_skew(runs: pd.DataFrame, data: str) -> tuple[np.ndarray, np.ndarray]:
 def _cell(values: pd.Series | list[float]) -> str:
     values = pd.Series(values, dtype=float)
     return MISSING if values.isna().any() or values.empty else spread(100 * values)
-
-
-def _signed(number: str) -> str:
-    return number.replace("-", "−") if number.startswith("-") else f"+{number}"
