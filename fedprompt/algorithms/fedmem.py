@@ -7,6 +7,9 @@ With H_t the clients that the server has heard of up to round t, and w^k what cl
 which is FedAvg where everybody takes part in every round. MIFA (``mifa.py``) remembers moves, this remembers where they
 led: a client that is not there votes for where it was last, and so for staying there.
 
+The head is what swings with the cohort. ``remembers: head`` keeps everybody's newest head alone: all else is FedAvg's,
+the mean over the cohort, which follows the clients faster.
+
 ``mu`` > 0: clients are pulled to what they were sent, FedProx's rule (``fedprox.py``).
 """
 
@@ -20,18 +23,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedprompt.algorithms.base import Algorithm, Metrics, State
 from fedprompt.algorithms.fedprox import pulled
-from fedprompt.algorithms.memory import heard
+from fedprompt.algorithms.memory import Remembers, remembered_mean
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule
 from fedprompt.client.tasks import Update
-from fedprompt.models.params import weighted_mean
 
 
 class FedMemSettings(BaseModel):
-    """``mu``: weight of the clients' pull to what they were sent."""
+    """What is remembered, everything or the head alone; ``mu``: weight of the clients' pull to what they were sent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    remembers: Remembers = "all"
     mu: float = Field(0.0, ge=0)
 
 
@@ -48,6 +51,5 @@ class FedMem(Algorithm):
 
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """w ← Σ n_k w_k / Σ n_k over all that have been heard of."""
-        state, newest, metrics = heard(state, updates)
-        mean = weighted_mean([update.params for update in newest], [update.samples for update in newest])
+        state, mean, metrics = remembered_mean(state, updates, self.settings.remembers)
         return self.remember(replace(state, params=mean), updates), metrics

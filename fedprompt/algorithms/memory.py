@@ -2,21 +2,20 @@
 
 A cohort is a small sample of the clients, and where their data are skewed what it agrees on swings from round to round
 with who is in it. The newest update of everybody else is old news, but of everybody; nobody sends anything more for it.
-It costs one copy of what travels per client, in the server's memory and in every checkpoint.
+It costs one copy per client of what is remembered, in the server's memory and in every checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
-from torch import Tensor
+from typing import Any, Literal
 
 from fedprompt.algorithms.base import Metrics, State
 from fedprompt.client.tasks import Update
-from fedprompt.models.params import Params
+from fedprompt.models.params import HEAD, Params, weighted_mean
 
+Remembers = Literal["all", "head"]  # of what clients send
 NEWEST = "newest"  # in the state's memory: by client, what it sent last and how many rounds ago
 
 
@@ -35,20 +34,26 @@ def heard(state: State, updates: Sequence[Update]) -> tuple[State, list[Update],
     return replace(state, memory={**state.memory, NEWEST: entries}), newest, metrics
 
 
-def changed(state: State, params: Sequence[Params], selected: Sequence[Tensor]) -> State:
-    """Write what is remembered of the clients anew, in their order: after a pool has been put into another order."""
-    entries = state.memory[NEWEST]
-    new = {
-        client: {**entry, "params": own, "selected": chosen}
-        for (client, entry), own, chosen in zip(entries.items(), params, selected, strict=True)
-    }
-    return replace(state, memory={**state.memory, NEWEST: new})
+def remembered_mean(state: State, updates: Sequence[Update], remembers: Remembers) -> tuple[State, Params, Metrics]:
+    """Keep a cohort's updates; the mean by samples of the newest of every client ever heard of.
+
+    With ``head`` nothing else is kept, and of everything else it is the cohort's mean.
+    """
+    mean = weighted_mean([update.params for update in updates], [update.samples for update in updates])
+    if remembers == "head":
+        updates = [replace(update, params=_head(update.params)) for update in updates]
+    state, newest, metrics = heard(state, updates)
+    everybodys = weighted_mean([update.params for update in newest], [update.samples for update in newest])
+    return state, {**mean, **everybodys}, metrics
+
+
+def _head(params: Params) -> Params:
+    return {name: value for name, value in params.items() if name.startswith(HEAD)}
 
 
 def _entry(update: Update) -> dict[str, Any]:
-    selected = {} if update.selected is None else {"selected": update.selected}
-    return {"samples": update.samples, "params": dict(update.params), **selected, "age": 0}
+    return {"samples": update.samples, "params": dict(update.params), "age": 0}
 
 
 def _update(client: int, entry: dict[str, Any]) -> Update:
-    return Update(client, entry["samples"], 0, entry["params"], entry.get("selected"), 0.0)
+    return Update(client, entry["samples"], 0, entry["params"], None, 0.0)

@@ -100,14 +100,8 @@ class PFPT(Algorithm):
 
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """Average what is not a prompt; the candidates that the fitted model uses are the new pool."""
-        after, _, metrics = self.next_pool(state, updates, self.used(state, updates), rng)
-        return self.remember(after, updates), metrics
-
-    def next_pool(
-        self, state: State, updates: Sequence[Update], used: Tensor, rng: np.random.Generator
-    ) -> tuple[State, SetAggregation, Metrics]:
-        """The state with the new pool and averages, and how the prompts in use, bool [P], were aggregated."""
         params = weighted_mean([update.params for update in updates], [update.samples for update in updates])
+        used = self.used(state, updates)
         sets = torch.stack([update.params["pool"][used] for update in updates])  # [C, n, D]
         start = state.params["pool"][used]
         fitted = self.fit(start, sets, [update.samples for update in updates], rng)
@@ -118,7 +112,7 @@ class PFPT(Algorithm):
             "moved_relative": float((sets - start).square().mean().sqrt() / start.square().mean().sqrt()),
         }
         memory = {name: value for name, value in state.memory.items() if name != SERVED}  # of the pool before
-        return replace(state, params=params, memory=memory), fitted, metrics
+        return self.remember(replace(state, params=params, memory=memory), updates), metrics
 
     def used(self, state: State, updates: Sequence[Update]) -> Tensor:
         """Which prompts of the pool are matched, U as bool [P]."""
