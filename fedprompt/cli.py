@@ -19,6 +19,8 @@ from fedprompt.errors import InputError, os_error_line
 BENCHMARKS = {
     "aggregation": "PFPT's server step against the straightforward form of the published one: speed and growth",
     "comparison": "all methods on the same clients, data and budget, with one search of rates; resumes",
+    "ablations": "PFPT changed in one place at a time: accuracy, and what becomes of its pool; resumes",
+    "mechanism": "PFPT's server step taken apart, on the prompt sets of a real federation",
     "graphs": "DFedSAM and MGS against DFedAvg over graphs, at alpha 0.1: accuracy and consensus; resumes",
     "profit": "the personalization and robustness curve: learning rates, interpolation, client optimizers; resumes",
     "blackbox": "Fed-BBPT's accuracy over queries against its baselines: zero-shot, local, centralized, white box",

@@ -18,7 +18,7 @@ def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, c
     comparison.main(tmp_path / "comparison.json", quick=True)
     table = pd.read_csv(tmp_path / "comparison.csv")
     by_stage = table.groupby("stage").size()
-    assert by_stage.to_dict() == {SEARCH: 4, "headline": 4, "once": 2}
+    assert by_stage.to_dict() == {SEARCH: 4, "headline": 4, "once": 2, "untuned": 4}
     told = json.loads((tmp_path / "comparison.json").read_text())
     for method, rates in told["chosen"].items():
         trials = table[(table.stage == SEARCH) & (table.method == method)]
@@ -28,7 +28,7 @@ def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, c
     curves = pd.read_csv(tmp_path / "comparison.curves.csv")
     assert curves.groupby(["setting", "method"])["round"].agg(list).tolist() == [[0, 1, 2]] * 4
     runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/result.json")}
-    assert len(runs) == 10
+    assert len(runs) == 14
     capsys.readouterr()
     comparison.main(None, quick=True)
     assert {path: path.stat().st_mtime_ns for path in runs} == runs

@@ -1,6 +1,7 @@
 """All methods of the PFPT study on the same clients, data and budget: one search of rates, then tables.
 
-The headline methods under three kinds of skew of three data sets, on three seeds; every other method and form once.
+The headline methods under three kinds of skew of three data sets, on three seeds; every other method and form once; and
+those that a claim is about on eight seeds of a data set that nothing was chosen on.
 Everything but the method and its rates is the configuration's default, except for fewer rounds and bfloat16, to save
 time. The rates are searched once, on Fashion-MNIST at α = 0.1, with six trials for every headline method on a seed that
 is used for nothing else, judged by the mean of the evaluations on the validation split; a method that runs once takes
@@ -23,7 +24,7 @@ import click
 import pandas as pd
 
 from fedprompt.benchmarks.comparison_tables import figure, tables
-from fedprompt.benchmarks.contestants import HEADLINE, ONCE, SETTINGS, Overrides
+from fedprompt.benchmarks.contestants import CLAIMED, CONTROLS, HEADLINE, ONCE, SETTINGS, UNTUNED, Overrides
 from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking import metrics
@@ -31,6 +32,7 @@ from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import save
 
 SEEDS = (0, 1, 2)
+SEEDS_OF_CLAIMS = tuple(range(8))
 SHARED: Overrides = ("federation.rounds=20", "runtime.precision=bfloat16", "runtime.workers=1")
 SEARCHED: Overrides = ("seed=100", "federation.rounds=8", "federation.eval_every=2")
 TINY: Overrides = (
@@ -43,7 +45,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Search, run, print the tables; ``quick`` shows with two methods and settings on a tiny backbone that it works."""
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
     base = root / "comparison" if json_path is None else json_path.with_suffix("")
-    stages = (partial(stage, root, quick) for stage in (_search, _once, _headline))
+    stages = (partial(stage, root, quick) for stage in (_search, _once, _untuned, _headline))
     done = run_stages(base.with_suffix(".csv"), table, *stages)
     runs = pd.read_csv(base.with_suffix(".csv"))
     for title, shown in tables(runs).items():
@@ -74,6 +76,19 @@ def _headline(root: Path, quick: bool, rates: Mapping[str, Overrides]) -> list[J
         for setting, keys in _some(SETTINGS, quick).items()
         for seed in SEEDS[: 1 if quick else None]
         for method, (makes, _) in _some(HEADLINE, quick).items()
+    ]
+
+
+def _untuned(root: Path, quick: bool, rates: Mapping[str, Overrides]) -> list[Job]:
+    claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
+    return [
+        Job(
+            *(root, "untuned", setting, method, seed, rates[kin]),
+            rest=(*SHARED, *makes, *keys, f"seed={seed}", *_small(quick)),
+        )
+        for setting, keys in UNTUNED.items()
+        for seed in SEEDS_OF_CLAIMS[: 2 if quick else None]
+        for method, (makes, kin) in {**claimed, **({} if quick else CONTROLS)}.items()
     ]
 
 
@@ -132,7 +147,7 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
                 "pool_last": (result["pool_size"] or {}).get("last"),
             }
         )
-    names = (SEARCH, "headline", "once", *SETTINGS, *HEADLINE, *ONCE)
+    names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *HEADLINE, *CONTROLS, *ONCE)
     return sorted_by_names(pd.DataFrame(rows), ("stage", "setting", "method", "seed", "rates"), names)
 
 

@@ -1,4 +1,4 @@
-"""What the comparison of methods shows a reader, made of its table of runs: four tables and a figure.
+"""What the comparison of methods shows a reader, made of its table of runs: its tables and a figure.
 
 That table has a row per run (``comparison.table``, docs/results/comparison.csv). Accuracies in it are from 0 to 1, here
 they are in percent.
@@ -27,22 +27,19 @@ OTHERS = [(colour, style, 1.5) for style in ("-", "--") for colour in COLOURS]
 def tables(table: pd.DataFrame) -> dict[str, Table]:
     """All tables, by their titles."""
     first = table.setting.iloc[0]
+    runs, untuned = (table[table.stage == stage] for stage in ("headline", "untuned"))
     return {
-        "Test accuracy, mean of the last ten evaluations (%)": accuracies(table),
-        "Against the best baseline (points)": against_best_baseline(table),
-        f"Costs and other scores at {first}": costs(table, first),
+        "Test accuracy, mean of the last ten evaluations (%)": accuracies(runs),
+        "Against the best baseline (points)": against_best_baseline(runs),
+        f"Costs and other scores at {first}": costs(runs, first),
         f"Once each, at {first}": once(table),
+        "Where nothing was tuned: test accuracy (%)": accuracies(untuned),
+        "Where nothing was tuned: against the best baseline (points)": against_best_baseline(untuned),
     }
 
 
-def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs that methods are compared by."""
-    return table[table.stage == "headline"]
-
-
-def accuracies(table: pd.DataFrame) -> Table:
+def accuracies(runs: pd.DataFrame) -> Table:
     """A row per method, a column per setting: mean ± standard deviation over seeds; the best mean is bold."""
-    runs = headline(table)
     means = runs.pivot_table(index="method", columns="setting", values="last10", sort=False)
     means = means.loc[means.mean(axis=1).sort_values(ascending=False).index]
     rows = [
@@ -53,13 +50,13 @@ def accuracies(table: pd.DataFrame) -> Table:
     return Table(["method", *means], rows, frozenset(best))
 
 
-def against_best_baseline(table: pd.DataFrame) -> Table:
+def against_best_baseline(all_runs: pd.DataFrame) -> Table:
     """A row per setting and method of ours: minus the baseline that is best on validation, in points.
 
     Paired over seeds; p is the two-sided one of a t-test.
     """
     rows = []
-    for setting, runs in headline(table).groupby("setting", sort=False):
+    for setting, runs in all_runs.groupby("setting", sort=False):
         by_seed = runs.pivot(index="seed", columns="method", values="last10").dropna(axis="columns")
         baselines = runs[runs.method.isin(by_seed.columns.difference(OURS))]
         if baselines.empty:
@@ -72,9 +69,8 @@ def against_best_baseline(table: pd.DataFrame) -> Table:
     return Table(["setting", "method", "best baseline on validation", "difference", "seeds", "p"], rows)
 
 
-def costs(table: pd.DataFrame, setting: str) -> Table:
+def costs(runs: pd.DataFrame, setting: str) -> Table:
     """A row per method in one setting: its rates, other scores, what it sends and how long it takes."""
-    runs = headline(table)
     runs = runs[runs.setting == setting]
     rows = [
         [
@@ -109,7 +105,7 @@ def figure(table: pd.DataFrame) -> Figure:
 
     Bars are standard errors over seeds.
     """
-    runs = headline(table)
+    runs = table[table.stage == "headline"]
     present = [data for data in DATA if runs.setting.isin(setting_of(data, skew) for skew in SKEW).any()]
     methods = runs.groupby("method").last10.mean().sort_values(ascending=False).index
     looks = {**LOOKS, **dict(zip((method for method in HEADLINE if method not in LOOKS), OTHERS))}

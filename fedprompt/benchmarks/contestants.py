@@ -64,6 +64,14 @@ HEADLINE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     "pfpt-mem": (("algorithm.name=pfpt-mem",), REMEMBERED),
 }
 
+# What nothing was searched or chosen on, for those that a claim is about, and eight seeds.
+UNTUNED = {"digits, alpha 0.1": ("data.name=digits", "partition.alpha=0.1")}
+CLAIMED = ("pfpt", "fedavg", "fedprox", "head", "lora, fedavg", "fedmem, pool", "pfpt-mem")
+# Is it the rates? name: (what makes the method, whose chosen rates it takes)
+CONTROLS: dict[str, tuple[Overrides, str]] = {
+    "fedprox, pool, same rates": (("algorithm.name=fedprox", "prompt.kind=pool"), "pfpt-mem"),
+}
+
 FEW = "federation.rounds=4"  # a round of full fine-tuning takes more than ten times as long
 
 # name: (what makes the method, whose chosen rates it takes; None: the defaults)
