@@ -100,7 +100,6 @@ def _draw_differences(axes: Axes, runs: pd.DataFrame) -> None:
 def _draw_sizes(axes: Axes, runs: pd.DataFrame) -> None:
     plain = runs[runs.method.ne("pool of 20 at most")]
     axes.plot(100 * plain.moved, plain.pool, "o", color=BLUE, markersize=4, alpha=0.7)
-    axes.set_xscale("log")
     axes.grid(True)
     axes.set_xlabel("local prompts' move (% of their length)")
     axes.set_ylabel("prompts in the pool at the end")

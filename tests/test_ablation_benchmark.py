@@ -1,0 +1,73 @@
+"""The ablations: their small version runs and tells; tables compare seed by seed."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fedprompt.benchmarks import ablations
+from fedprompt.benchmarks.ablation_tables import ablations as differences
+from fedprompt.benchmarks.ablation_tables import figure, sensitivities, tables, telling
+from fedprompt.config import load
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_tables_of_the_page_are_made_of_the_committed_runs():
+    page = (ROOT / "docs" / "mechanism.md").read_text(encoding="utf-8").splitlines()
+    for made in tables(pd.read_csv(ROOT / "docs" / "results" / "ablations.csv")).values():
+        assert set(made.markdown().splitlines()) <= set(page)
+
+
+def test_quick_ablations_run_and_resume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    ablations.main(tmp_path / "ablations.json", quick=True)
+    table = pd.read_csv(tmp_path / "ablations.csv")
+    ran = list(table[["setting", "method", "seed"]].itertuples(index=False, name=None))
+    names = list(ablations.ABLATIONS)[:2]
+    assert ran == [*(("alpha 0.1", name, 0) for name in names), ("alpha", "0.05", 0), ("alpha", "0.2", 0)]
+    assert table.moved[0] > 0
+    assert table.apart[2] > table.apart[3] > 0
+    assert (tmp_path / "ablations.png").stat().st_size > 10_000
+    capsys.readouterr()
+    ablations.main(None, quick=True)
+    shown = capsys.readouterr().out
+    for title, made in tables(table).items():
+        assert f"## {title}\n\n{made.markdown()}" in shown
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_planned_run_is_a_configuration(tmp_path, quick):
+    stages = (ablations._ablations, ablations._telling, ablations._sensitivities)
+    jobs = [job for stage in stages for job in stage(tmp_path, quick, {})]
+    assert len({job.folder for job in jobs}) == len(jobs)
+    plain = load(None, [*jobs[0].overrides, "seed=0"])
+    for job in jobs[1:]:
+        assert load(None, list(job.overrides)) != plain or job.method == ablations.BASE
+
+
+def made_up(rows):
+    columns = ("setting", "method", "seed", "last10", "pool", "moved", "drift", "own_head", "apart")
+    return pd.DataFrame([dict(zip(columns, row)) for row in rows])
+
+
+def test_changes_are_compared_with_pfpt_seed_by_seed():
+    table = made_up(
+        [
+            ("alpha 0.1", "pfpt", 0, 0.5, 30, 0.1, 0.01, None, 0.8),
+            ("alpha 0.1", "pfpt", 1, 0.6, 32, 0.1, 0.01, None, 0.8),
+            ("alpha 0.1", "other", 0, 0.6, 20, 0.2, None, None, 0.8),
+            ("alpha 0.1", "other", 1, 0.8, 20, 0.2, None, None, 0.8),
+            ("dominant", "pfpt", 0, 0.4, 20, 0.1, 0.01, None, 0.9),
+            ("alpha", "5", 0, 0.7, 21, 0.05, 0.02, None, 0.2),
+        ]
+    )
+    base, other = differences(table).rows
+    assert base == ["pfpt", "55.0 ± 7.1", "–", "–", "–", "31", "10.0%", "1.0%"]
+    assert other == ["other", "70.0 ± 14.1", "+15.0 ± 7.1", "0.205", "–", "20", "20.0%", "–"]  # t = 3, one degree
+    assert telling(table).rows == [["pfpt", "55.0 ± 7.1", "40.0"]]
+    assert sensitivities(table).rows == [
+        ["alpha 0.1", "pfpt", "50.0", "30", "10.0%", "1.0%", "0.80"],
+        ["alpha", "5", "70.0", "21", "5.0%", "2.0%", "0.20"],
+    ]
+    assert len(figure(table).axes) == 2
