@@ -50,7 +50,7 @@ def methods():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working folder with the images that the pages speak of, and the sweep files, of one seed and alpha each."""
+    """A working folder with the images that the pages speak of, and the sweep files, of one value per key."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 12), ("test", 4)):
         for name in ("cat", "dog"):
@@ -60,7 +60,7 @@ def folder(tmp_path, monkeypatch):
                 Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(place / f"{i}.png")
     (tmp_path / "tune_configs").mkdir()
     for file in (ROOT / "tune_configs").glob("*.yaml"):
-        short = re.sub(r"(seed|partition.alpha): {grid: \[([^,\]]*).*\]}", r"\1: {grid: [\2]}", file.read_text("utf-8"))
+        short = re.sub(r"{grid: \[([^,\]]*)[^\]]*\]}", r"{grid: [\1]}", file.read_text("utf-8"))
         (tmp_path / "tune_configs" / file.name).write_text(short, "utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
