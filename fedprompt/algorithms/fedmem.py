@@ -17,16 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedprompt.algorithms.base import Algorithm, Metrics, State
 from fedprompt.algorithms.fedprox import pulled
-from fedprompt.algorithms.memory import Remembers, remembered_mean
+from fedprompt.algorithms.memory import heads, remembered_mean
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule
 from fedprompt.client.tasks import Update
+from fedprompt.models.params import weighted_mean
 
 
 class FedMemSettings(BaseModel):
@@ -34,7 +36,7 @@ class FedMemSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    remembers: Remembers = "all"
+    remembers: Literal["all", "head"] = "all"
     mu: float = Field(0.0, ge=0)
 
 
@@ -51,5 +53,10 @@ class FedMem(Algorithm):
 
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """w ← Σ n_k w_k / Σ n_k over all that have been heard of."""
-        state, mean, metrics = remembered_mean(state, updates, self.settings.remembers)
+        if self.settings.remembers == "all":
+            state, mean, metrics = remembered_mean(state, updates)
+        else:
+            state, everybodys, metrics = remembered_mean(state, heads(updates))
+            cohorts = weighted_mean([update.params for update in updates], [update.samples for update in updates])
+            mean = {**cohorts, **everybodys}
         return self.remember(replace(state, params=mean), updates), metrics

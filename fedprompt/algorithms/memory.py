@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from fedprompt.algorithms.base import Metrics, State
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import HEAD, Params, weighted_mean
 
-Remembers = Literal["all", "head"]  # of what clients send
 NEWEST = "newest"  # in the state's memory: by client, what it sent last and how many rounds ago
 
 
@@ -34,21 +33,19 @@ def heard(state: State, updates: Sequence[Update]) -> tuple[State, list[Update],
     return replace(state, memory={**state.memory, NEWEST: entries}), newest, metrics
 
 
-def remembered_mean(state: State, updates: Sequence[Update], remembers: Remembers) -> tuple[State, Params, Metrics]:
-    """Keep a cohort's updates; the mean by samples of the newest of every client ever heard of.
-
-    With ``head`` nothing else is kept, and of everything else it is the cohort's mean.
-    """
-    mean = weighted_mean([update.params for update in updates], [update.samples for update in updates])
-    if remembers == "head":
-        updates = [replace(update, params=_head(update.params)) for update in updates]
+def remembered_mean(state: State, updates: Sequence[Update]) -> tuple[State, Params, Metrics]:
+    """Keep a cohort's updates; the mean by samples of the newest of every client ever heard of, and heard's metrics."""
     state, newest, metrics = heard(state, updates)
-    everybodys = weighted_mean([update.params for update in newest], [update.samples for update in newest])
-    return state, {**mean, **everybodys}, metrics
+    mean = weighted_mean([update.params for update in newest], [update.samples for update in newest])
+    return state, mean, metrics
 
 
-def _head(params: Params) -> Params:
-    return {name: value for name, value in params.items() if name.startswith(HEAD)}
+def heads(updates: Sequence[Update]) -> list[Update]:
+    """The updates of the head alone."""
+    return [
+        replace(update, params={name: value for name, value in update.params.items() if name.startswith(HEAD)})
+        for update in updates
+    ]
 
 
 def _entry(update: Update) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedprompt.algorithms.base import Metrics, State
-from fedprompt.algorithms.memory import remembered_mean
+from fedprompt.algorithms.memory import heads, remembered_mean
 from fedprompt.algorithms.pfpt_map import PFPTMap
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.tasks import Update
@@ -31,5 +31,5 @@ class PFPTMem(PFPTMap):
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """Fit the pool to the cohort's sets, average everybody's heads."""
         after, metrics = super().aggregate(state, updates, rng)
-        after, mean, told = remembered_mean(after, updates, "head")
-        return replace(after, params={**mean, "pool": after.params["pool"]}), {**metrics, **told}
+        after, everybodys, told = remembered_mean(after, heads(updates))
+        return replace(after, params={**after.params, **everybodys}), {**metrics, **told}
