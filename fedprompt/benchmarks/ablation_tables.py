@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import ttest_rel
 
+from fedprompt.benchmarks.comparison_tables import difference
 from fedprompt.benchmarks.contestants import SKEW
-from fedprompt.benchmarks.many_runs import signed, spread
-from fedprompt.study.tables import MISSING, Table, p_value
+from fedprompt.benchmarks.many_runs import spread
+from fedprompt.study.tables import MISSING, Table
 from fedprompt.tracking.plots import BLUE, GREY, ORANGE, STYLE
 
 BASE, FIRST = "pfpt", "alpha 0.1"
@@ -36,11 +36,9 @@ def ablations(table: pd.DataFrame) -> Table:
     by_seed = runs.pivot(index="seed", columns="method", values="last10")
     rows = []
     for name, of_name in runs.groupby("method", sort=False):
-        points = 100 * (by_seed[name] - by_seed[BASE]).dropna()
-        p = ttest_rel(*(by_seed.loc[points.index, which] for which in (name, BASE))).pvalue if len(points) > 1 else None
-        against = [MISSING, MISSING] if name == BASE else [signed(spread(points)), p_value(p)]
+        points, _, p = (MISSING,) * 3 if name == BASE else difference(by_seed[name], by_seed[BASE])
         own = spread(100 * of_name.own_head) if of_name.own_head.notna().all() else MISSING
-        rows.append([name, spread(100 * of_name.last10), *against, own, *_pool(of_name)])
+        rows.append([name, spread(100 * of_name.last10), points, p, own, *_pool(of_name)])
     return Table(["change", "test, last ten", "against pfpt", "p", "own heads", "prompts", "moved", "drift"], rows)
 
 

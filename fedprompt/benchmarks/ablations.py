@@ -17,16 +17,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
-import click
 import pandas as pd
 
 from fedprompt.benchmarks.ablation_tables import BASE, FIRST, figure, tables
 from fedprompt.benchmarks.comparison import SEEDS, SHARED, TINY
+from fedprompt.benchmarks.comparison_tables import show
 from fedprompt.benchmarks.contestants import SKEW, Overrides
 from fedprompt.benchmarks.many_runs import Job, run_stages
 from fedprompt.data.heterogeneity import measures
 from fedprompt.tracking import metrics
-from fedprompt.tracking.plots import save
 
 RATES: Overrides = ("local.lr=0.0005", "local.prompt_lr=0.001")  # what the comparison's search chose for PFPT
 
@@ -73,10 +72,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     csv = root / "ablations.csv" if json_path is None else json_path.with_suffix(".csv")
     run_stages(csv, table, *(partial(stage, root, quick) for stage in (_ablations, _telling, _sensitivities)))
     runs = pd.read_csv(csv)
-    for title, shown in tables(runs).items():
-        click.echo(f"## {title}\n\n{shown.markdown()}")
-    save(figure(runs), csv.with_suffix(".png"))
-    click.echo(f"written: {csv}, {csv.with_suffix('.png')}")
+    show(tables(runs), figure(runs), csv)
     if json_path is not None:
         json_path.write_text(json.dumps({"rates": list(RATES), "shared": list(SHARED)}, indent=1) + "\n")
 

@@ -20,16 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 import pandas as pd
 
-from fedprompt.benchmarks.comparison_tables import figure, tables
+from fedprompt.benchmarks.comparison_tables import figure, show, tables
 from fedprompt.benchmarks.contestants import CLAIMED, CONTROLS, HEADLINE, ONCE, SETTINGS, UNTUNED, Overrides
 from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
-from fedprompt.tracking.plots import save
 
 SEEDS = (0, 1, 2)
 SEEDS_OF_CLAIMS = tuple(range(8))
@@ -48,11 +46,8 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     stages = (partial(stage, root, quick) for stage in (_search, _once, _untuned, _headline))
     done = run_stages(base.with_suffix(".csv"), table, *stages)
     runs = pd.read_csv(base.with_suffix(".csv"))
-    for title, shown in tables(runs).items():
-        click.echo(f"## {title}\n\n{shown.markdown()}")
     write_atomic(base.with_suffix(".curves.csv"), curves(done).to_csv(index=False, float_format="%.4g").encode())
-    save(figure(runs), base.with_suffix(".png"))
-    click.echo(f"written: {base.with_suffix('.csv')}, {base.with_suffix('.png')}")
+    show(tables(runs), figure(runs), base.with_suffix(".csv"))
     if json_path is not None:
         rates = {method: list(best) for method, best in chosen(done).items()}
         json_path.write_text(json.dumps({"chosen": rates}, indent=1) + "\n")

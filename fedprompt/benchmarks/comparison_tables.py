@@ -6,6 +6,9 @@ they are in percent.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -13,9 +16,9 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from fedprompt.benchmarks.contestants import DATA, HEADLINE, SKEW, setting_of
-from fedprompt.benchmarks.many_runs import signed, spread
+from fedprompt.benchmarks.many_runs import spread
 from fedprompt.study.tables import MISSING, Table, p_value
-from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE
+from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
 
 OURS = ("pfpt", "pfpt-mem", "fedmem, pool")  # the study's method, and what has no published form
 HARDEST_FIRST = ("dominant", "alpha 0.1", "alpha 0.5")
@@ -63,10 +66,25 @@ def against_best_baseline(all_runs: pd.DataFrame) -> Table:
             continue
         best = baselines.groupby("method").validation.mean().idxmax()
         for ours in (method for method in OURS if method in by_seed):
-            points = 100 * (by_seed[ours] - by_seed[best])
-            p = ttest_rel(by_seed[ours], by_seed[best]).pvalue if len(points) > 1 else None
-            rows.append([setting, ours, best, signed(spread(points)), f"{len(points)}", p_value(p)])
+            rows.append([setting, ours, best, *difference(by_seed[ours], by_seed[best])])
     return Table(["setting", "method", "best baseline on validation", "difference", "seeds", "p"], rows)
+
+
+def difference(ours: pd.Series, theirs: pd.Series) -> tuple[str, str, str]:
+    """Accuracies by seed minus others': points over the seeds that both have, how many, and p of a two-sided t-test."""
+    both = pd.concat([ours, theirs], axis=1).dropna().to_numpy()  # [seeds, 2]
+    points = spread(100 * (both[:, 0] - both[:, 1]))
+    signed = points.replace("-", "−") if points.startswith("-") else f"+{points}"
+    p = ttest_rel(both[:, 0], both[:, 1]).pvalue if len(both) > 1 else None
+    return signed, f"{len(both)}", p_value(p)
+
+
+def show(made: dict[str, Table], drawn: Figure, csv: Path) -> None:
+    """Print tables, save the figure next to their CSV, and say where both are."""
+    for title, table in made.items():
+        click.echo(f"## {title}\n\n{table.markdown()}")
+    save(drawn, csv.with_suffix(".png"))
+    click.echo(f"written: {csv}, {csv.with_suffix('.png')}")
 
 
 def costs(runs: pd.DataFrame, setting: str) -> Table:

@@ -178,8 +178,3 @@ def spread(values: pd.Series | Sequence[float], digits: str = ".1f") -> str:
     values = pd.Series(values, dtype=float)
     mean = f"{values.mean():{digits}}"
     return f"{mean} ± {values.std():{digits}}" if len(values) > 1 else mean
-
-
-def signed(number: str) -> str:
-    """A number as text with its sign in front: +5.9 ± 2.1, −4.8."""
-    return number.replace("-", "−") if number.startswith("-") else f"+{number}"

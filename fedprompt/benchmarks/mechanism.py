@@ -42,7 +42,7 @@ SETTING: Overrides = ("partition.alpha=0.1", "seed=0")
 ROUNDS = (1, 2, 5, 10, 20)  # at which the sets are taken apart
 SWEEPS = (1, 2, 5, 10, 20, 50, 200)
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-SWEEPS_OF_RUN = 50
+SWEEPS_OF_RUN = GenerativeSettings().sweeps
 COPIES = 10
 
 
