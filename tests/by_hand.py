@@ -79,6 +79,11 @@ def walk(params: Arrays, client: int, round: int, step: Step) -> tuple[Arrays, i
     return params, len(plan), float(np.mean(losses))
 
 
+def sgd_step(params: Arrays, grads: Arrays, opens_epoch: bool) -> Arrays:
+    """A client's step of plain gradient descent."""
+    return combined(lambda w, g: w - RATE * g, params, grads)
+
+
 def softmax_regression(params: Arrays, x: np.ndarray, y: np.ndarray) -> tuple[float, Arrays]:
     """Mean cross-entropy of a linear classifier and its gradient."""
     scores = x @ params[WEIGHT].T + params[BIAS]

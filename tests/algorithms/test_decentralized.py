@@ -5,6 +5,7 @@ import pytest
 import torch
 from by_hand import (
     BIAS,
+    RATE,
     SGD,
     arrays,
     assert_near,
@@ -14,6 +15,7 @@ from by_hand import (
     make,
     play,
     same,
+    sgd_step,
     start_of,
     tiny_run,
     walk,
@@ -30,7 +32,7 @@ from fedprompt.errors import InputError
 from fedprompt.models.params import size_in_bytes
 
 METHODS = ("dpsgd", "dfedavg", "dfedavgm", "dfedsam", "dfedsam-mgs", "dpfpt")
-RATE, CLIENTS = 0.3, 6
+CLIENTS = 6
 EVERYBODY = list(range(CLIENTS))
 
 
@@ -66,10 +68,6 @@ def prompts(method, state):
 # --- rounds
 
 
-def gradient_step(params, grads, _):
-    return combined(lambda w, g: w - RATE * g, params, grads)
-
-
 @pytest.mark.parametrize(("name", "gossip_steps"), [("dfedavg", 1), ("dfedsam-mgs", 3)])
 def test_rounds_equal_local_sgd_and_the_product_with_w_in_float64(make_model, name, gossip_steps):
     model = linear(make_model)
@@ -78,7 +76,7 @@ def test_rounds_equal_local_sgd_and_the_product_with_w_in_float64(make_model, na
     own = [arrays(state.params)] * CLIENTS
     for round in (1, 2):
         state, _ = play(method, model, state, EVERYBODY, round)  # plain gradients: SAM is the worker's to add
-        own = [walk(own[i], i, round, gradient_step)[0] for i in EVERYBODY]
+        own = [walk(own[i], i, round, sgd_step)[0] for i in EVERYBODY]
         for _ in range(gossip_steps):
             own = mixed(ring(), own)
         for client in EVERYBODY:

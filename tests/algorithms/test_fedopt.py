@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from by_hand import (
-    RATE,
     SIZES,
     WEIGHT,
     arrays,
@@ -15,6 +14,7 @@ from by_hand import (
     mean,
     play,
     same,
+    sgd_step,
     start_of,
     tiny_run,
     walk,
@@ -25,11 +25,6 @@ from fedprompt.client.tasks import Update
 COHORTS = [[0, 2, 4, 5], [1, 2, 3], [0, 3, 5]]
 BETA1, BETA2, TAU, SERVER_LR = 0.8, 0.95, 0.01, 0.05
 SERVERS = ("adam", "yogi", "adagrad", "momentum", "sgd")
-
-
-def sgd_step(params, grads, _):
-    """A client's step."""
-    return combined(lambda w, g: w - RATE * g, params, grads)
 
 
 def next_v(server, v, d):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from by_hand import (
-    RATE,
     SIZES,
     arrays,
     assert_near,
@@ -14,6 +13,7 @@ from by_hand import (
     mean,
     play,
     same,
+    sgd_step,
     start_of,
     tiny_run,
     walk,
@@ -26,13 +26,9 @@ from fedprompt.client.tasks import Update
 COHORTS = [[1, 3], [0, 1, 4], [2, 5], [0, 3]]
 
 
-def sgd(params, grads, opens_epoch):
-    return combined(lambda w, g: w - RATE * g, params, grads)
-
-
 def after(x, client, round):
     """Where a client's local training ends in numpy."""
-    return walk(x, client, round, sgd)[0]
+    return walk(x, client, round, sgd_step)[0]
 
 
 def test_fedmem_averages_the_newest_params_of_all_that_were_heard_of(make_model):
@@ -83,7 +79,7 @@ def test_a_pool_with_remembered_heads_is_that_of_the_closed_form():
     algorithms = {"pfpt-map": make("pfpt-map"), "pfpt-mem": make("pfpt-mem")}
     for round, cohort in enumerate(([0, 1], [2, 3])):
         for name, state in states.items():
-            sent = [updated(client, state, round, used=range(len(state.params["pool"]))) for client in cohort]
+            sent = [updated(client, state, round) for client in cohort]
             states[name] = algorithms[name].aggregate(state, sent, np.random.default_rng(0))[0]
         heads += [(10.0 + client) * client for client in cohort]
         assert torch.equal(states["pfpt-mem"].params["pool"], states["pfpt-map"].params["pool"])
@@ -98,7 +94,7 @@ def test_where_everybody_always_takes_part_memory_changes_nothing(name):
     states = {method: State({"pool": pool, "head.1.bias": torch.zeros(2)}) for method in (name, other)}
     for round in range(3):
         for method, state in states.items():
-            sent = [updated(client, state, round, used=range(len(state.params["pool"]))) for client in range(4)]
+            sent = [updated(client, state, round) for client in range(4)]
             states[method] = make(method).aggregate(state, sent, rng)[0]
         assert same(states[name].params, states[other].params)
 
@@ -107,18 +103,18 @@ def test_what_is_remembered_is_told_with_its_age():
     state = State({"pool": torch.zeros(2, 3)})
     told = []
     for cohort in ([0, 3], [3, 5], [1]):
-        state, newest, metrics = heard(state, [updated(client, state, 0, used=[0]) for client in cohort])
+        state, newest, metrics = heard(state, [updated(client, state, 0) for client in cohort])
         told.append(([update.client for update in newest], metrics["remembered"], metrics["age"]))
     assert told == [([0, 3], 2, 0), ([0, 3, 5], 3, pytest.approx(1 / 3)), ([0, 1, 3, 5], 4, pytest.approx(4 / 4))]
 
 
-def updated(client, state, round, used):
+def updated(client, state, round):
     """An update whose pool is a little way off."""
     pool = state.params["pool"]
     noise = np.random.default_rng([client, round]).normal(size=tuple(pool.shape))
     pool = pool + 0.01 * torch.from_numpy(noise).to(pool)
-    chosen = torch.tensor([i in used for i in range(len(pool))])
-    return Update(client, 10 + client, 1, {"pool": pool, "head.1.bias": torch.full((2,), float(client))}, chosen, 0.0)
+    used = torch.ones(len(pool), dtype=torch.bool)
+    return Update(client, 10 + client, 1, {"pool": pool, "head.1.bias": torch.full((2,), float(client))}, used, 0.0)
 
 
 @pytest.mark.parametrize("name", ["fedmem", "fedmem algorithm.remembers=head", "mifa", "pfpt-mem"])
