@@ -1,33 +1,45 @@
 """The comparison of all methods: its small version searches, runs, tells differences over seeds, and resumes."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from fedprompt.benchmarks import comparison
 from fedprompt.benchmarks.comparison_tables import HARDEST_FIRST, accuracies, against_best_baseline, tables
 from fedprompt.benchmarks.contestants import DATA, SETTINGS, SKEW
-from fedprompt.benchmarks.many_runs import SEARCH
+from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    comparison.main(tmp_path / "comparison.json", quick=True)
-    table = pd.read_csv(tmp_path / "comparison.csv")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder in which a quick comparison was run."""
+    folder = tmp_path_factory.mktemp("comparison")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        comparison.main(folder / "comparison.json", quick=True)
+    return folder
+
+
+def test_quick_comparison_searches_and_runs_and_resumes(finished, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    table = pd.read_csv(finished / "comparison.csv")
     by_stage = table.groupby("stage").size()
     assert by_stage.to_dict() == {SEARCH: 4, "headline": 4, "once": 2, "untuned": 4}
-    told = json.loads((tmp_path / "comparison.json").read_text())
+    told = json.loads((finished / "comparison.json").read_text())
     for method, rates in told["chosen"].items():
         trials = table[(table.stage == SEARCH) & (table.method == method)]
         best = trials[trials.validation == trials.validation.max()]
         assert rates == min(of_trial.split() for of_trial in best.rates)
         assert set(table[(table.stage == "headline") & (table.method == method)].rates) == {" ".join(rates)}
-    curves = pd.read_csv(tmp_path / "comparison.curves.csv")
+    curves = pd.read_csv(finished / "comparison.curves.csv")
     assert curves.groupby(["setting", "method"])["round"].agg(list).tolist() == [[0, 1, 2]] * 4
-    runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/result.json")}
+    runs = {path: path.stat().st_mtime_ns for path in finished.glob("runs/**/result.json")}
     assert len(runs) == 14
     capsys.readouterr()
     comparison.main(None, quick=True)
@@ -36,6 +48,30 @@ def test_quick_comparison_searches_and_runs_and_resumes(tmp_path, monkeypatch, c
     assert f"| method | {' | '.join(list(SETTINGS)[:2])} |" in shown
     for title, made in tables(table).items():
         assert f"## {title}\n\n{made.markdown()}" in shown
+
+
+def test_a_run_with_a_row_is_not_repeated_where_its_folder_is_missing(finished, many_runs_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = (finished / "comparison.csv").read_text().splitlines()
+    one = "headline,dominant,fedavg,0,"
+    (tmp_path / "comparison.csv").write_text("\n".join(row for row in before if not row.startswith(one)) + "\n")
+    shutil.copy(finished / "comparison.curves.csv", tmp_path)
+    comparison.main(tmp_path / "comparison.json", quick=True)
+    (result,) = tmp_path.glob("runs/**/result.json")
+    assert result.parent.name.startswith("headline-dominant-fedavg-seed0-")
+    columns = before[0].split(",").index("seconds_per_round")
+    rows = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert [row.split(",")[:columns] for row in rows] == [row.split(",")[:columns] for row in before]
+    for name in ("comparison.json", "comparison.curves.csv"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_rates_chosen_anew_are_not_taken_for_the_kept_ones():
+    kept = Kept({"stage": "headline", "setting": "s", "method": "m", "seed": 0, "rates": "local.lr=0.1 local.epochs=2"})
+    job = Job(Path("runs"), "headline", "s", "m", 0, ("local.lr=0.1", "local.epochs=2"), ())
+    assert kept.is_of(job)
+    assert not kept.is_of(replace(job, rates=("local.lr=0.2", "local.epochs=2")))
+    assert job.folder != replace(job, rates=("local.lr=0.2",)).folder
 
 
 def made_up(**scores):

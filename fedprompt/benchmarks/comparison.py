@@ -7,9 +7,10 @@ time. The rates are searched once, on Fashion-MNIST at α = 0.1, with six trials
 is used for nothing else, judged by the mean of the evaluations on the validation split; a method that runs once takes
 the rates of its next of kin.
 
-Runs lie below runs/comparison and are not repeated once they are done. The CSV has a row per run and is written anew
-whenever one ends; all tables and the figure are made of it. With --json FILE, which gets the chosen rates, the CSV, one
-of all evaluations and the figure are written next to it. One process per core, one thread each.
+Runs lie below runs/comparison. The CSV has a row per run and is written anew whenever one ends; all tables and the
+figure are made of it. With --json FILE, which gets the chosen rates, the CSV, one of all evaluations and the figure are
+written next to it. A run is not repeated once it is done or has a row there, so that the committed table can be
+widened on any machine; delete its row to have it run again. One process per core, one thread each.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pandas as pd
 
 from fedprompt.benchmarks.comparison_tables import figure, show, tables
 from fedprompt.benchmarks.contestants import CLAIMED, CONTROLS, HEADLINE, ONCE, SETTINGS, UNTUNED, Overrides
-from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names
+from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept, chosen, rows_of, run_stages, sorted_by_names
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
@@ -44,16 +45,17 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
     base = root / "comparison" if json_path is None else json_path.with_suffix("")
     stages = (partial(stage, root, quick) for stage in (_search, _once, _untuned, _headline))
-    done = run_stages(base.with_suffix(".csv"), table, *stages)
+    done = run_stages(base.with_suffix(".csv"), table, *stages, kept=rows_of(base.with_suffix(".csv")))
     runs = pd.read_csv(base.with_suffix(".csv"))
-    write_atomic(base.with_suffix(".curves.csv"), curves(done).to_csv(index=False, float_format="%.4g").encode())
+    evaluations = curves(done, base.with_suffix(".curves.csv"))
+    write_atomic(base.with_suffix(".curves.csv"), evaluations.to_csv(index=False, float_format="%.4g").encode())
     show(tables(runs), figure(runs), base.with_suffix(".csv"))
     if json_path is not None:
         rates = {method: list(best) for method, best in chosen(done).items()}
         json_path.write_text(json.dumps({"chosen": rates}, indent=1) + "\n")
 
 
-def _search(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
+def _search(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     setting = next(iter(SETTINGS))
     return [
         Job(root, SEARCH, setting, method, 100, trial, (*SHARED, *makes, *SETTINGS[setting], *SEARCHED, *_small(quick)))
@@ -62,7 +64,7 @@ def _search(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
     ]
 
 
-def _headline(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
+def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = chosen(done)
     return [
         Job(
@@ -75,7 +77,7 @@ def _headline(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
     ]
 
 
-def _untuned(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
+def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = chosen(done)
     claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
     return [
@@ -89,7 +91,7 @@ def _untuned(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
     ]
 
 
-def _once(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
+def _once(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = chosen(done)
     setting = next(iter(SETTINGS))
     return [
@@ -120,46 +122,53 @@ def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str | None
     )
 
 
-def table(jobs: Sequence[Job]) -> pd.DataFrame:
+def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
     """A row per run that did not fail, whichever ended first; accuracies from 0 to 1, bytes and seconds per round."""
-    rows = []
-    for job in (job for job in jobs if not job.failed):
-        result = job.result
-        sent, rounds = result["communication"], result["rounds"]
-        both = sent["up_bytes"] + sent["down_bytes"]
-        last = result["last10"]
-        rows.append(
-            {
-                **{name: getattr(job, name) for name in ("stage", "setting", "method", "seed")},
-                "rates": " ".join(job.rates),
-                "validation": last["validation_accuracy"],
-                **{name: result[name]["accuracy"] for name in ("best", "final", "last10")},
-                "last10_clients": last["client_mean_accuracy"],
-                "last10_worst_decile": last["client_worst_decile_accuracy"],
-                "last10_balanced": last["balanced_accuracy"],
-                "last10_own_head": last.get("client_own_head_global_accuracy"),
-                "last10_averaged_head": last.get("client_averaged_head_global_accuracy"),
-                "bytes_per_round": both / rounds,
-                "saved_of_full": 1 - both / sent["full_model_bytes"],
-                "seconds_per_round": result["seconds"]["total"] / rounds,
-                "pool_last": (result["pool_size"] or {}).get("last"),
-            }
-        )
+    rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs if not run.failed])
     names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *HEADLINE, *CONTROLS, *ONCE)
-    return sorted_by_names(pd.DataFrame(rows), ("stage", "setting", "method", "seed", "rates"), names)
+    order = ("stage", "setting", "method", "seed", "rates")
+    return sorted_by_names(rows.drop_duplicates(order, keep="last"), order, names)
 
 
-def curves(jobs: Sequence[Job]) -> pd.DataFrame:
-    """A row per evaluation of the headline runs that did not fail: test and validation accuracy from 0 to 1."""
+def _row(job: Job) -> dict[str, Any]:
+    result = job.result
+    sent, rounds = result["communication"], result["rounds"]
+    both = sent["up_bytes"] + sent["down_bytes"]
+    last = result["last10"]
+    return {
+        **{name: getattr(job, name) for name in ("stage", "setting", "method", "seed")},
+        "rates": " ".join(job.rates),
+        "validation": job.validation,
+        **{name: result[name]["accuracy"] for name in ("best", "final", "last10")},
+        "last10_clients": last["client_mean_accuracy"],
+        "last10_worst_decile": last["client_worst_decile_accuracy"],
+        "last10_balanced": last["balanced_accuracy"],
+        "last10_own_head": last.get("client_own_head_global_accuracy"),
+        "last10_averaged_head": last.get("client_averaged_head_global_accuracy"),
+        "bytes_per_round": both / rounds,
+        "saved_of_full": 1 - both / sent["full_model_bytes"],
+        "seconds_per_round": result["seconds"]["total"] / rounds,
+        "pool_last": (result["pool_size"] or {}).get("last"),
+    }
+
+
+def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
+    """A row per evaluation of the headline runs that did not fail: test and validation accuracy from 0 to 1.
+
+    Of kept runs the rows are those of the table ``earlier``.
+    """
     rows = [
         {
             **{name: getattr(job, name) for name in ("setting", "method", "seed")},
             "round": record["round"],
             **{split: record[split]["accuracy"] for split in ("test", "validation")},
         }
-        for job in jobs
-        if job.stage == "headline" and not job.failed
+        for job in runs
+        if isinstance(job, Job) and job.stage == "headline" and not job.failed
         for record in metrics.read(job.folder / "metrics.jsonl")
         if "test" in record
     ]
-    return pd.DataFrame(rows)
+    kept = [pd.read_csv(earlier)] if earlier.exists() else []
+    order = ("setting", "method", "seed", "round")
+    both = pd.concat([*kept, pd.DataFrame(rows)]).drop_duplicates(order, keep="last")
+    return sorted_by_names(both, order, (*SETTINGS, *HEADLINE))

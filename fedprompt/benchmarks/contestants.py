@@ -23,7 +23,7 @@ REMEMBERED = grid(local__lr=(5e-4, 2e-3), algorithm__mu=(0.0, 0.1, 1.0))
 DATA: dict[str, Overrides] = {
     "Fashion-MNIST": (),
     "long tail": ("partition.imbalance_factor=50",),
-    "two domains": ("data.name=fashion-mnist-small+digits",),
+    "two domains": ("data.name=fashion-mnist-small+digits", "data.limit=2000"),  # about as many as the long tail has
 }
 SKEW: dict[str, Overrides] = {
     "alpha 0.1": ("partition.alpha=0.1",),

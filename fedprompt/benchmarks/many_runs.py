@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -41,8 +41,8 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Of the run alone."""
-        words = (self.stage, self.setting, self.method, f"seed{self.seed}", *(self.rates if self.searches else ()))
+        """Of the run alone, at these rates."""
+        words = (self.stage, self.setting, self.method, f"seed{self.seed}", *self.rates)
         return self.root / "-".join(word.replace(", ", "-").replace(" ", "") for word in words)
 
     @property
@@ -70,6 +70,49 @@ class Job:
         """The run's ``result.json``."""
         return json.loads((self.folder / "result.json").read_text())
 
+    @property
+    def validation(self) -> float:
+        """Mean accuracy of the last evaluations on validation data, 0 to 1."""
+        return self.result["last10"]["validation_accuracy"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A run that a table of earlier runs has a row of, from another machine maybe: it counts as done."""
+
+    row: Mapping[str, Any]
+    failed = False
+
+    @property
+    def method(self) -> str:
+        """As of a job."""
+        return self.row["method"]
+
+    @property
+    def rates(self) -> Overrides:
+        """As of a job."""
+        return tuple(self.row["rates"].split())
+
+    @property
+    def searches(self) -> bool:
+        """Whether it was a trial of rates."""
+        return self.row["stage"] == SEARCH
+
+    @property
+    def validation(self) -> float:
+        """As of a job."""
+        return self.row["validation"]
+
+    def is_of(self, job: Job) -> bool:
+        """Whether ``job`` is this run, at the same rates."""
+        told = (job.stage, job.setting, job.method, job.seed, job.rates)
+        return told == (*(self.row[name] for name in ("stage", "setting", "method", "seed")), self.rates)
+
+
+def rows_of(csv: Path) -> list[Kept]:
+    """The runs that a table has, none where it is missing; no rates are an empty text."""
+    return [Kept(row) for row in pd.read_csv(csv).fillna({"rates": ""}).to_dict("records")] if csv.exists() else []
+
 
 def one_per_core() -> ProcessPoolExecutor:
     """Processes that compute on one thread each; they start when there is something to run."""
@@ -94,18 +137,20 @@ def run_all(
 
 def run_stages(
     csv: Path,
-    table: Callable[[Sequence[Job]], pd.DataFrame],
-    *stages: Callable[[Sequence[Job]], Sequence[Job]],
-) -> list[Job]:
-    """Run one stage after the other, each made of the runs that have ended before it.
+    table: Callable[[Sequence[Any]], pd.DataFrame],
+    *stages: Callable[[Sequence[Any]], Sequence[Job]],
+    kept: Sequence[Kept] = (),
+) -> list[Any]:
+    """Run one stage after the other, each made of the runs that have ended before it; ``kept`` ones have already.
 
     Whenever a run ends a line says how, and the table of all that have ended is written to ``csv``. A run that diverges
     leaves a note and is not repeated.
     """
-    done: list[Job] = []
+    done: list[Any] = list(kept)
     with one_per_core() as processes:
         for stage in stages:
-            for job in run_all(processes, stage(done), lambda job: job.ended, _run):
+            jobs = [job for job in stage(done) if job.ended or not any(run.is_of(job) for run in kept)]
+            for job in run_all(processes, jobs, lambda job: job.ended, _run):
                 done.append(job)
                 write_atomic(csv, table(done).to_csv(index=False, float_format="%.6g").encode())
                 click.echo(told(job))
@@ -149,16 +194,15 @@ def memory() -> Any:
     return FeatureMemory(megabytes=3000)
 
 
-def chosen(done: Sequence[Job]) -> dict[str, Overrides]:
+def chosen(done: Sequence[Job | Kept]) -> dict[str, Overrides]:
     """Every method's best trial of those that were searched, by the mean of the last evaluations on validation data.
 
     Equally good ones are told apart by their rates, not by which ended first.
     """
     best: dict[str, tuple[float, Overrides]] = {}
     for job in sorted((job for job in done if job.searches and not job.failed), key=lambda job: job.rates):
-        accuracy = job.result["last10"]["validation_accuracy"]
-        if job.method not in best or accuracy > best[job.method][0]:
-            best[job.method] = (accuracy, job.rates)
+        if job.method not in best or job.validation > best[job.method][0]:
+            best[job.method] = (job.validation, job.rates)
     return {method: rates for method, (_, rates) in best.items()}
 
 
