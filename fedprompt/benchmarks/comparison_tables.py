@@ -31,8 +31,13 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
     """All tables, by their titles."""
     first = table.setting.iloc[0]
     runs, untuned = (table[table.stage == stage] for stage in ("headline", "untuned"))
+    of_data = {data: _of(runs, data) for data in DATA}
     return {
-        "Test accuracy, mean of the last ten evaluations (%)": accuracies(runs),
+        **{
+            f"{data}: test accuracy, mean of the last ten evaluations (%)": accuracies(its_runs)
+            for data, its_runs in of_data.items()
+            if not its_runs.empty
+        },
         "Against the best baseline (points)": against_best_baseline(runs),
         f"Costs and other scores at {first}": costs(runs, first),
         f"Once each, at {first}": once(table),
@@ -127,7 +132,7 @@ def figure(table: pd.DataFrame) -> Figure:
     Bars are standard errors over seeds.
     """
     runs = table[table.stage == "headline"]
-    present = [data for data in DATA if runs.setting.isin(setting_of(data, skew) for skew in SKEW).any()]
+    present = [data for data in DATA if not _of(runs, data).empty]
     methods = runs.groupby("method").last10.mean().sort_values(ascending=False).index
     looks = {**LOOKS, **dict(zip((method for method in HEADLINE if method not in LOOKS), OTHERS))}
     drawn = Figure(figsize=(3.6 * len(present) + 2.4, 4.2), layout="constrained")
@@ -146,6 +151,11 @@ def figure(table: pd.DataFrame) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     drawn.legend(handles, labels, loc="outside right center", frameon=False)
     return drawn
+
+
+def _of(runs: pd.DataFrame, data: str) -> pd.DataFrame:
+    """The runs on a data set, under whatever skew."""
+    return runs[runs.setting.isin([setting_of(data, skew) for skew in SKEW])]
 
 
 def _over_skew(runs: pd.DataFrame, data: str) -> tuple[np.ndarray, np.ndarray]:
