@@ -16,6 +16,8 @@ def check(config: Config, algorithm: type[Algorithm]) -> None:
     """Raise InputError, naming the key, what was found and what is allowed, for the first thing that does not fit."""
     _check_goes_with("prompt.kind", config.prompt.kind, config, algorithm.kinds)
     _check_goes_with("local.optimizer", config.local.optimizer, config, algorithm.optimizers)
+    if not algorithm.takes_momentum:
+        _check_goes_with("local.momentum", config.local.momentum, config, (0,))
     _check_blackbox(config)
     if config.head.kind == "prototypes":
         _check_prototypes(config)
@@ -24,11 +26,11 @@ def check(config: Config, algorithm: type[Algorithm]) -> None:
         _check_goes_with_one_client(config)
 
 
-def _check_goes_with(key: str, value: str, config: Config, allowed: tuple[str, ...]) -> None:
+def _check_goes_with(key: str, value: str | float | None, config: Config, allowed: tuple[str | float, ...]) -> None:
     if value not in allowed:
         raise InputError(
-            f"{key}: '{value}' does not go with algorithm.name = '{config.algorithm.name}'; "
-            f"allowed: {', '.join(allowed)}"
+            f"{key}: {value!r} does not go with algorithm.name = '{config.algorithm.name}'; "
+            f"allowed: {', '.join(map(str, allowed))}"
         )
 
 

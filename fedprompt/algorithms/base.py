@@ -73,6 +73,7 @@ class Algorithm:
     # of `local.optimizer`; the first is the default
     optimizers: ClassVar[tuple[str, ...]] = ("adam", "sgd", *ZEROTH_ORDER)
     momentum: ClassVar[float] = 0.0  # default of `local.momentum`
+    takes_momentum: ClassVar[bool] = True  # whether it may be anything else
     rho: ClassVar[float] = 0.0  # default of `local.rho`
     pooled: ClassVar[bool] = False  # one client holds everybody's data
     averaged_model: ClassVar[bool] = False  # clients own all params, and the state's are their mean: it is scored, too

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 from fedprompt.algorithms.decentralized import Decentralized
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import LocalOptions, LocalRule
-from fedprompt.errors import InputError
 
 
 @algorithm(
@@ -26,15 +24,8 @@ class DPSGD(Decentralized):
     """One local step, then mixing."""
 
     optimizers = ("sgd",)
+    takes_momentum = False  # of which one step would know nothing
 
     def epochs(self, epochs: int) -> float:
         """So little that it makes one step, the least there is."""
         return 0.0
-
-    def rule(self, options: LocalOptions, round: int) -> LocalRule:
-        """SGD; raises InputError where momentum is asked for, of which one step would know nothing."""
-        if options.momentum:
-            raise InputError(
-                f"local.momentum: {options.momentum} does not go with algorithm.name = '{self.name}'; allowed: 0"
-            )
-        return super().rule(options, round)

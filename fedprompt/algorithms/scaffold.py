@@ -29,7 +29,6 @@ from fedprompt.algorithms.base import Algorithm, Metrics, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots
 from fedprompt.client.tasks import Update
-from fedprompt.errors import InputError
 from fedprompt.models.params import Params, weighted_mean
 
 
@@ -51,6 +50,7 @@ class Scaffold(Algorithm):
     """Controlled averaging: the server's control c is in the state's memory, a client's c_i in its store."""
 
     optimizers = ("sgd",)
+    takes_momentum = False
     Settings = ScaffoldSettings
     settings: ScaffoldSettings
 
@@ -65,11 +65,7 @@ class Scaffold(Algorithm):
         return state.memory["control"]
 
     def rule(self, options: LocalOptions, round: int) -> LocalRule:
-        """SGD with control variates; raises InputError where momentum is asked for."""
-        if options.momentum:
-            raise InputError(
-                f"local.momentum: {options.momentum} does not go with algorithm.name = 'scaffold'; allowed: 0"
-            )
+        """SGD with control variates."""
         return ControlledSGD(options)
 
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:

@@ -112,11 +112,6 @@ def test_dfedavgm_moves_on_by_a_share_of_its_last_move():
     np.testing.assert_allclose(moves, [-RATE, -RATE * 1.9, -RATE * (1 + 0.9 * 1.9)], rtol=1e-6)
 
 
-def test_momentum_does_not_go_with_a_single_step():
-    with pytest.raises(InputError, match=r"^local\.momentum: 0\.5 .*'dpsgd'; allowed: 0$"):
-        make("dpsgd").rule(LocalOptions(optimizer="sgd", momentum=0.5), 1)
-
-
 def test_on_a_full_graph_everybody_has_the_mean_without_weights_by_samples():
     method, values = make("dfedavg", graph="full"), [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
     state, metrics = aggregated(method, updates_of(values))

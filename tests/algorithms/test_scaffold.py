@@ -179,10 +179,10 @@ def test_the_published_codes_form_restarts_clients_from_the_x_of_their_own_last_
     assert torch.equal(paper[WEIGHT], states[2].params[WEIGHT])
 
 
-def test_momentum_is_refused_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"^local\.momentum: 0\.9 .*'scaffold'; allowed: 0$") as caught:
-        tiny_run(tmp_path, "algorithm.name=scaffold", "local.momentum=0.9")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", ["scaffold", "dpsgd"])
+def test_momentum_is_refused_when_the_configuration_is_read(name):
+    with pytest.raises(InputError, match=rf"^local\.momentum: 0\.9 .*'{name}'; allowed: 0$"):
+        load(None, [f"algorithm.name={name}", "local.momentum=0.9"])
 
 
 def test_adam_is_refused_when_the_configuration_is_read():
