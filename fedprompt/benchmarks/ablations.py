@@ -21,9 +21,9 @@ from pathlib import Path
 import pandas as pd
 
 from fedprompt.benchmarks.ablation_tables import BASE, FIRST, figure, tables
-from fedprompt.benchmarks.comparison import SEEDS, SHARED, TINY
+from fedprompt.benchmarks.comparison import SHARED, TINY
 from fedprompt.benchmarks.comparison_tables import show
-from fedprompt.benchmarks.contestants import SKEW, Overrides
+from fedprompt.benchmarks.contestants import SEEDS, SKEW, Overrides
 from fedprompt.benchmarks.many_runs import Job, memory, run_stages
 from fedprompt.data.heterogeneity import feature_distance, measures
 from fedprompt.tracking import metrics

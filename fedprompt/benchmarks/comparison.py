@@ -1,7 +1,7 @@
 """All methods of the PFPT study on the same clients, data and budget: one search of rates, then tables.
 
 The headline methods under three kinds of skew of three data sets, on three seeds; every other method and form once; and
-those that a claim is about on eight seeds of a data set that nothing was chosen on.
+those that a claim is about on eight seeds of the first setting, and of a data set that nothing was chosen on.
 Everything but the method and its rates is the configuration's default, except for fewer rounds and bfloat16, to save
 time. The rates are searched once, on Fashion-MNIST at α = 0.1, with six trials for every headline method on a seed that
 is used for nothing else, judged by the mean of the evaluations on the validation split; a method that runs once takes
@@ -18,20 +18,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from fedprompt.benchmarks.comparison_tables import figure, show, tables
-from fedprompt.benchmarks.contestants import CLAIMED, CONTROLS, HEADLINE, ONCE, SETTINGS, UNTUNED, Overrides
+from fedprompt.benchmarks.contestants import (
+    CLAIMED,
+    CONTROLS,
+    HEADLINE,
+    MORE_SEEDS,
+    ONCE,
+    SEEDS,
+    SETTINGS,
+    SETTLED,
+    UNTUNED,
+    Overrides,
+)
 from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept, chosen, rows_of, run_stages, sorted_by_names
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
 
-SEEDS = (0, 1, 2)
-SEEDS_OF_CLAIMS = tuple(range(8))
 SHARED: Overrides = ("federation.rounds=20", "runtime.precision=bfloat16", "runtime.workers=1")
 SEARCHED: Overrides = ("seed=100", "federation.rounds=8", "federation.eval_every=2")
 TINY: Overrides = (
@@ -66,14 +76,17 @@ def _search(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = chosen(done)
+    first = next(iter(SETTINGS))
+    planned = [
+        *product(_some(SETTINGS, quick), SEEDS[: 1 if quick else None], _some(HEADLINE, quick)),
+        *product([first], () if quick else MORE_SEEDS, SETTLED),
+    ]
     return [
         Job(
             *(root, "headline", setting, method, seed, rates[method]),
-            rest=(*SHARED, *makes, *keys, f"seed={seed}", *_small(quick)),
+            rest=(*SHARED, *HEADLINE[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
         )
-        for setting, keys in _some(SETTINGS, quick).items()
-        for seed in SEEDS[: 1 if quick else None]
-        for method, (makes, _) in _some(HEADLINE, quick).items()
+        for setting, seed, method in planned
     ]
 
 
@@ -86,7 +99,7 @@ def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
             rest=(*SHARED, *makes, *keys, f"seed={seed}", *_small(quick)),
         )
         for setting, keys in UNTUNED.items()
-        for seed in SEEDS_OF_CLAIMS[: 2 if quick else None]
+        for seed in (*SEEDS, *MORE_SEEDS)[: 2 if quick else None]
         for method, (makes, kin) in {**claimed, **({} if quick else CONTROLS)}.items()
     ]
 

@@ -64,6 +64,11 @@ HEADLINE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     "pfpt-mem": (("algorithm.name=pfpt-mem",), REMEMBERED),
 }
 
+SEEDS = (0, 1, 2)
+# In the first setting more seeds, for those that a claim about it rests on.
+MORE_SEEDS = (3, 4, 5, 6, 7)
+SETTLED = ("pfpt", "fedavg", "fedprox", "pfpt-mem")
+
 # What nothing was searched or chosen on, for those that a claim is about, and eight seeds.
 UNTUNED = {"digits, alpha 0.1": ("data.name=digits", "partition.alpha=0.1")}
 CLAIMED = ("pfpt", "fedavg", "fedprox", "head", "lora, fedavg", "fedmem, pool", "pfpt-mem")

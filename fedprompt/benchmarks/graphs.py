@@ -26,8 +26,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedprompt.algorithms.graphs import GRAPHS
-from fedprompt.benchmarks.comparison import SEEDS
-from fedprompt.benchmarks.contestants import Overrides, grid
+from fedprompt.benchmarks.contestants import SEEDS, Overrides, grid
 from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names, spread
 from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking.plots import BLUE, GREY, ORANGE, STYLE, save

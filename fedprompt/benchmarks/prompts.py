@@ -2,9 +2,10 @@
 
 One thing after the other is searched on the validation split, on a seed that is used for nothing else: first the head's
 rate without prompts, then the prompts' start, block, number and the size of images, each on top of the best so far and
-each with several rates. What was found, the default prompts, and no prompts are then compared on other seeds: with the
-mean of everybody's newest heads (``fedmem``), under which trials differ less by chance and which all was searched with,
-and with that of the cohort's (``fedavg``).
+each with several rates. Number and size are searched before the default block: a step before block 0 takes seven times
+as long. What was found there, the default prompts, and no prompts are then compared on other seeds: with the mean of
+everybody's newest heads (``fedmem``), under which trials differ less by chance and which all was searched with, and
+with that of the cohort's (``fedavg``).
 
 Runs lie below runs/prompts and are not repeated once they are done. The CSV has a row per run and is written anew
 whenever one ends; the tables and the figure are made of it. With --json FILE, which gets what was found, they are
@@ -21,9 +22,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fedprompt.benchmarks.comparison import SEEDS, SHARED, TINY
+from fedprompt.benchmarks.comparison import SHARED, TINY
 from fedprompt.benchmarks.comparison_tables import show
-from fedprompt.benchmarks.contestants import Overrides, grid
+from fedprompt.benchmarks.contestants import SEEDS, Overrides, grid
 from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages
 from fedprompt.benchmarks.prompts_tables import figure, tables
 
@@ -78,11 +79,13 @@ def main(json_path: Path | None, quick: bool = False) -> None:
 
 
 def best(done: Sequence[Job], quick: bool = False) -> tuple[Prompts, Overrides]:
-    """The prompts and rates that did best on validation so far; before any was tried the default and its rates."""
-    trials = [job for job in done if job.searches and not job.failed and _prompts(job).length > 0]
+    """The prompts before the default block, and rates, that did best on validation so far; at first the defaults."""
+    start = _start(quick)
+    trials = [job for job in done if job.searches and not job.failed]
+    trials = [job for job in trials if _prompts(job).length > 0 and _prompts(job).block == start.block]
     if not trials:
-        return _start(quick), (f"local.prompt_lr={RATES[0]:g}",)
-    first = max(sorted(trials, key=lambda job: (job.method, job.rates)), key=_validation)
+        return start, (f"local.prompt_lr={RATES[0]:g}",)
+    first = max(sorted(trials, key=lambda job: (job.method, job.rates)), key=lambda job: job.validation)
     return _prompts(first), first.rates
 
 
@@ -117,9 +120,10 @@ def _trial(root: Path, prompts: Prompts, rates: Overrides, quick: bool) -> Job:
 
 
 def _compare(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
-    """What was found, the default, and no prompts: under both methods, on the seeds of the comparison of methods."""
+    """What was found, the default, and none at their sizes: with both methods, on the seeds of the comparison."""
     start = _start(quick)
-    contestants = dict.fromkeys([best(done, quick)[0], start, *(Prompts(length=0, size=s) for s in _sizes(done))])
+    prompts = dict.fromkeys([best(done, quick)[0], start])
+    contestants = dict.fromkeys([*prompts, *(Prompts(length=0, size=of.size) for of in prompts)])
     searched = chosen(done)
     return [
         Job(
@@ -130,10 +134,6 @@ def _compare(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
         for seed in SEEDS[: 1 if quick else None]
         for prompts in contestants
     ]
-
-
-def _sizes(done: Sequence[Job]) -> list[int]:
-    return sorted({_prompts(job).size for job in done})
 
 
 def _head_rate(done: Sequence[Job], size: int) -> Overrides:
@@ -156,10 +156,6 @@ def _prompts(job: Job) -> Prompts:
     )
 
 
-def _validation(job: Job) -> float:
-    return job.result["last10"]["validation_accuracy"]
-
-
 def table(jobs: Sequence[Job]) -> pd.DataFrame:
     """A row per run that did not fail: what it is, and accuracies from 0 to 1; seconds per round."""
     rows = [
@@ -167,7 +163,7 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
             **{name: getattr(job, name) for name in ("stage", "setting", "method", "seed")},
             **asdict(_prompts(job)),
             "rates": " ".join(job.rates),
-            "validation": _validation(job),
+            "validation": job.validation,
             **{name: job.result[name]["accuracy"] for name in ("best", "final", "last10")},
             "seconds_per_round": job.result["seconds"]["total"] / job.result["rounds"],
         }
