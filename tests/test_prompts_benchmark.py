@@ -59,9 +59,9 @@ def test_prompts_are_told_by_their_best_rate_and_against_none_of_their_size():
             row(SEARCH, "fedmem", *ten, 100, "b", 0.4, 0.0),
             row(SEARCH, "fedmem", *ten, 100, "c", 0.6, 0.0),
             row(SEARCH, "fedmem", "5 uniform", "uniform", 10, 5, 42, 100, "c", 0.55, 0.0),
-            *(row("compared", "fedavg", *none, seed, "a", 0.0, test) for seed, test in enumerate((0.5, 0.6))),
-            *(row("compared", "fedavg", *ten, seed, "c", 0.0, test) for seed, test in enumerate((0.6, 0.8))),
-            row("compared", "fedavg", "big", "uniform", 10, 10, 84, 0, "c", 0.0, 0.9),
+            *(row("compared", "fedmem", *none, seed, "a", 0.0, test) for seed, test in enumerate((0.5, 0.6))),
+            *(row("compared", "fedmem", *ten, seed, "c", 0.0, test) for seed, test in enumerate((0.6, 0.8))),
+            row("compared", "fedmem", "big", "uniform", 10, 10, 84, 0, "c", 0.0, 0.9),
         ]
     )
     assert [row[:3] for row in searched(table[table.stage == SEARCH]).rows] == [
@@ -70,7 +70,7 @@ def test_prompts_are_told_by_their_best_rate_and_against_none_of_their_size():
         ["none, 42 px", "a", "50.0"],
     ]
     assert compared(table[table.stage == "compared"][:4]).rows == [
-        ["fedavg", "none, 42 px", "55.0 ± 7.1", "–", "–", "–"],
-        ["fedavg", "10 uniform", "70.0 ± 14.1", "+15.0 ± 7.1", "2", "0.205"],
+        ["none, 42 px", "55.0 ± 7.1", "–", "–", "–"],
+        ["10 uniform", "70.0 ± 14.1", "+15.0 ± 7.1", "2", "0.205"],
     ]
     assert len(figure(table).axes) == 4

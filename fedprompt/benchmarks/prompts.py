@@ -3,9 +3,8 @@
 One thing after the other is searched on the validation split, on a seed that is used for nothing else: first the head's
 rate without prompts, then the prompts' start, block, number and the size of images, each on top of the best so far and
 each with several rates. Number and size are searched before the default block: a step before block 0 takes seven times
-as long. What was found there, the default prompts, and no prompts are then compared on other seeds: with the mean of
-everybody's newest heads (``fedmem``), under which trials differ less by chance and which all was searched with, and
-with that of the cohort's (``fedavg``).
+as long. What was found there, the default prompts, and no prompts are then compared on other seeds. All this is with
+the mean of everybody's newest heads (``fedmem``), under which runs differ less by chance than under that of a cohort's.
 
 Runs lie below runs/prompts and are not repeated once they are done. The CSV has a row per run and is written anew
 whenever one ends; the tables and the figure are made of it. With --json FILE, which gets what was found, they are
@@ -33,10 +32,7 @@ VARIED = {"init": ("uniform", "patches", "class"), "block": (0, 4, 8, 10, 11), "
 HEAD_RATES = grid(local__lr=(5e-4, 1e-3, 2e-3, 4e-3))
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of prompts, whatever their start; later the best so far and its neighbours
 SEARCHED: Overrides = ("seed=100", "federation.rounds=12")
-METHODS: dict[str, Overrides] = {
-    "fedmem": ("algorithm.name=fedmem", "algorithm.remembers=head"),
-    "fedavg": ("algorithm.name=fedavg",),
-}
+METHOD: Overrides = ("algorithm.name=fedmem", "algorithm.remembers=head")
 
 
 @dataclass(frozen=True)
@@ -115,22 +111,21 @@ def _vary(root: Path, quick: bool, name: str, done: Sequence[Job]) -> list[Job]:
 
 
 def _trial(root: Path, prompts: Prompts, rates: Overrides, quick: bool) -> Job:
-    rest = (*SHARED, *METHODS["fedmem"], *prompts.overrides, *SEARCHED, *(_tiny(quick)))
+    rest = (*SHARED, *METHOD, *prompts.overrides, *SEARCHED, *(_tiny(quick)))
     return Job(root, SEARCH, "fedmem", prompts.name, 100, rates, rest)
 
 
 def _compare(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
-    """What was found, the default, and none at their sizes: with both methods, on the seeds of the comparison."""
+    """What was found, the default, and none at their sizes, on the seeds of the comparison of methods."""
     start = _start(quick)
     prompts = dict.fromkeys([best(done, quick)[0], start])
     contestants = dict.fromkeys([*prompts, *(Prompts(length=0, size=of.size) for of in prompts)])
     searched = chosen(done)
     return [
         Job(
-            *(root, "compared", method, prompts.name, seed, searched[prompts.name]),
-            rest=(*SHARED, *makes, *prompts.overrides, f"seed={seed}", *_tiny(quick)),
+            *(root, "compared", "fedmem", prompts.name, seed, searched[prompts.name]),
+            rest=(*SHARED, *METHOD, *prompts.overrides, f"seed={seed}", *_tiny(quick)),
         )
-        for method, makes in METHODS.items()
         for seed in SEEDS[: 1 if quick else None]
         for prompts in contestants
     ]

@@ -37,15 +37,15 @@ def searched(runs: pd.DataFrame) -> Table:
 
 
 def compared(runs: pd.DataFrame) -> Table:
-    """A row per method and kind of prompts: accuracy, and the difference to none at that size, paired over seeds."""
+    """A row per kind of prompts: accuracy, and the difference to none at that size, paired over seeds."""
     rows = []
-    for (setting, method), of_prompts in runs.groupby(["setting", "method"], sort=False):
-        none = runs[(runs.setting == setting) & (runs.length == 0) & (runs["size"] == of_prompts["size"].iloc[0])]
+    for method, of_prompts in runs.groupby("method", sort=False):
+        none = runs[(runs.length == 0) & (runs["size"] == of_prompts["size"].iloc[0])]
         against = (MISSING,) * 3
         if of_prompts.length.iloc[0] > 0:
             against = difference(of_prompts.set_index("seed").last10, none.set_index("seed").last10)
-        rows.append([setting, method, spread(100 * of_prompts.last10), *against])
-    return Table(["method", "prompts", "test, last ten", "against none", "seeds", "p"], rows)
+        rows.append([method, spread(100 * of_prompts.last10), *against])
+    return Table(["prompts", "test, last ten", "against none", "seeds", "p"], rows)
 
 
 @mpl.rc_context(STYLE)
