@@ -85,7 +85,7 @@ class LocalSection(Section):
     """What a client does when it takes part. ``prompt_lr`` is for all but the head.
 
     Left out: ``optimizer`` (Adam for most), ``momentum`` and ``rho`` are the algorithm's own, the rates those of
-    ``RATES``.
+    ``RATES``, or of ``RATES_OF_KIND``.
     """
 
     optimizer: Literal["adam", "sgd", "spsa-gc", "spsa", "rgf", "cma"] | None = None
@@ -119,7 +119,14 @@ class BlackBoxSection(Section):
 PROMPTS = ("prompt", "deep", "pool")  # the kinds that are tokens
 ZEROTH_RATES = {"spsa-gc": (5e-4, 5e-4), "spsa": (4e-3, 4e-3), "rgf": (4e-3, 4e-3), "cma": (0.02, 0.02)}
 RATES = {"adam": (5e-4, 1e-3), "sgd": (0.01, 0.1), **ZEROTH_RATES}  # lr, prompt_lr
-FULL_RATES = {"adam": (5e-4, 3e-5), "sgd": (0.01, 1e-3)}  # where prompt.kind is full: for a head and a whole backbone
+# Where validation preferred others than a pool's (docs/comparison.md), by prompt.kind.
+RATES_OF_KIND = {
+    "prompt": {"adam": (1e-3, 3e-3)},
+    "none": {"adam": (1e-3, 3e-3)},
+    "adapter": {"adam": (1e-3, 3e-3)},
+    "lora": {"adam": (1e-3, 3e-4)},
+    "full": {"adam": (5e-4, 3e-5), "sgd": (0.01, 1e-3)},
+}
 
 
 class AlgorithmSection(BaseModel):
@@ -224,7 +231,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
     complete = {
         "algorithm": AlgorithmSection(name=config.algorithm.name, **settings.model_dump()),
         "prompt": config.prompt.model_copy(update={"kind": kind}),
-        "local": _complete_local(config.local, algorithm, full=kind == "full"),
+        "local": _complete_local(config.local, algorithm, kind),
         "head": config.head.model_copy(update={"kind": config.head.kind or own_head(kind)}),
     }
     config = config.model_copy(update=complete)
@@ -232,10 +239,10 @@ def from_dict(tree: dict[str, Any]) -> Config:
     return config
 
 
-def _complete_local(local: LocalSection, algorithm: type[Algorithm], full: bool) -> LocalSection:
+def _complete_local(local: LocalSection, algorithm: type[Algorithm], kind: str) -> LocalSection:
     """Fill in the optimizer, its settings and the rates that were left out."""
     optimizer = local.optimizer or algorithm.optimizers[0]
-    lr, prompt_lr = ({**RATES, **FULL_RATES} if full else RATES)[optimizer]
+    lr, prompt_lr = {**RATES, **RATES_OF_KIND.get(kind, {})}[optimizer]
     rates = {"lr": local.lr or lr, "prompt_lr": local.prompt_lr or prompt_lr}
     own = {name: getattr(algorithm, name) for name in ("momentum", "rho") if getattr(local, name) is None}
     return local.model_copy(update={"optimizer": optimizer, **rates, **own})

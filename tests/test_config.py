@@ -204,6 +204,17 @@ def test_optimizer_and_rates_left_out_are_the_methods_own():
     assert (fedavg.lr, fedavg.prompt_lr) == (RATES["sgd"][0], 0.25)
 
 
+def test_rates_left_out_are_those_that_validation_preferred_for_the_kind():
+    rates = {}
+    for kind in ("pool", "prompt", "lora"):
+        local = load(None, ["algorithm.name=fedavg", f"prompt.kind={kind}"]).local
+        rates[kind] = (local.lr, local.prompt_lr)
+    assert rates == {"pool": (5e-4, 1e-3), "prompt": (1e-3, 3e-3), "lora": (1e-3, 3e-4)}
+    assert load(None, ["algorithm.name=head"]).local.lr == 1e-3
+    given = load(None, ["algorithm.name=fedavg", "local.prompt_lr=0.5"]).local
+    assert (given.lr, given.prompt_lr) == (1e-3, 0.5)
+
+
 def test_a_whole_backbone_is_trained_more_carefully_than_prompts():
     full = load(None, ["algorithm.name=fedavg", "prompt.kind=full"]).local
     assert full.prompt_lr < load(None, ["algorithm.name=fedavg"]).local.prompt_lr / 10

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -9,6 +10,8 @@ from fedprompt.benchmarks import prompts
 from fedprompt.benchmarks.many_runs import SEARCH
 from fedprompt.benchmarks.prompts_tables import compared, figure, searched, tables
 from fedprompt.config import load
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_quick_search_goes_on_from_the_best_and_resumes(many_runs_here, tmp_path, monkeypatch, capsys):
@@ -30,6 +33,12 @@ def test_quick_search_goes_on_from_the_best_and_resumes(many_runs_here, tmp_path
     for title, made in tables(table).items():
         assert f"## {title}\n\n{made.markdown()}" in shown
     assert (tmp_path / "prompts.png").stat().st_size > 10_000
+
+
+def test_tables_of_the_page_are_made_of_the_committed_runs():
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8").splitlines()
+    for made in tables(pd.read_csv(ROOT / "docs" / "results" / "prompts.csv")).values():
+        assert set(made.markdown().splitlines()) <= set(page)
 
 
 def test_all_prompts_that_are_searched_are_configurations(tmp_path):

@@ -42,7 +42,10 @@ from fedprompt.benchmarks.training import QUICK
 from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
 
-SHARED: Overrides = ("federation.rounds=20", "runtime.precision=bfloat16", "runtime.workers=1")
+SHARED: Overrides = (
+    *("federation.rounds=20", "runtime.precision=bfloat16", "runtime.workers=1"),
+    *("local.lr=5e-4", "local.prompt_lr=1e-3"),  # where nothing else is searched
+)
 SEARCHED: Overrides = ("seed=100", "federation.rounds=8", "federation.eval_every=2")
 TINY: Overrides = (
     *(*QUICK, "backbone.image_size=32", "prompt.layer=2", "data.limit=300", "federation.clients=4"),
