@@ -22,6 +22,8 @@ from fedprompt.study.runs import find
 from fedprompt.study.statistics import compare, holm, smallest_wilcoxon_p
 from fedprompt.study.tables import COLUMNS, Table, comparison_table, latex, setting_table
 
+SAME_RATES = ("local.lr=1e-3", "local.prompt_lr=1e-3")
+
 
 def make_run(folder, *overrides, accuracy=0.5, validation=None, **changes):
     """A finished run without running it: three rounds, the given accuracy in all of them."""
@@ -46,10 +48,10 @@ def make_run(folder, *overrides, accuracy=0.5, validation=None, **changes):
 
 
 def make_methods(folder, accuracies, *overrides):
-    """A run per method and seed: {method: accuracy per seed}; validation accuracy is the test accuracy."""
+    """A run per method and seed, all at the same rates: {method: accuracy per seed}, of validation and test alike."""
     for method, values in accuracies.items():
         for seed, accuracy in enumerate(values):
-            keys = (f"algorithm.name={method}", f"seed={seed}", *overrides)
+            keys = (f"algorithm.name={method}", f"seed={seed}", *SAME_RATES, *overrides)
             make_run(folder / f"{method}-{seed}", *keys, accuracy=accuracy)
     return folder
 
@@ -139,11 +141,11 @@ def test_what_varies_names_settings_and_methods_and_rates_stand_beside(tmp_path)
         make_run(tmp_path / str(number), *keys, validation=0.9 - number / 10)
     groups = groups_of(tmp_path)
     assert [(group.setting, group.method, group.rates) for group in groups] == [
-        ("alpha 0.05", "pfpt", "prompt_lr 0.001"),
-        ("alpha 0.05", "fedavg, pool", "prompt_lr 0.003"),
-        ("alpha 0.05", "fedavg, personal heads", "prompt_lr 0.003"),
-        ("alpha 0.5", "pfpt", "prompt_lr 0.001"),
-        ("dominant", "head", ""),
+        ("alpha 0.05", "pfpt", "lr 0.0005, prompt_lr 0.001"),
+        ("alpha 0.05", "fedavg, pool", "lr 0.0005, prompt_lr 0.003"),
+        ("alpha 0.05", "fedavg, personal heads", "lr 0.001, prompt_lr 0.003"),
+        ("alpha 0.5", "pfpt", "lr 0.0005, prompt_lr 0.001"),
+        ("dominant", "head", "lr 0.001"),
     ], "the dominant partition ignores alpha; the head alone has no prompts to tune; best on validation first"
 
 
@@ -154,7 +156,7 @@ def test_trials_of_a_search_are_told_apart_by_their_rates_and_nothing_else_is(tm
     assert [(group.method, group.family, group.rates) for group in groups_of(tmp_path)] == [
         ("fedavg, lr 0.001", "fedavg", ""),
         ("fedavg, lr 0.0005", "fedavg", ""),
-        ("head", "head", "lr 0.0005"),
+        ("head", "head", "lr 0.001"),
     ]
 
 
