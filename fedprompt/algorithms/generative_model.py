@@ -37,6 +37,8 @@ from fedprompt.models.linear import plain_linear, product
 
 Prior = Literal["odds", "reference", "none"]
 
+# The gradient of a ReLU: that of its output where the output is above 0.
+_relu_backward = torch.ops.aten.threshold_backward.default
 # Unused candidates' σ falls without end. Here 1/σ² is still far from overflowing, and no candidate in use comes near.
 _LEAST_SIGMA = 1e-15
 # A squared distance below this share of its expanded terms has lost four bits to cancellation.
@@ -223,7 +225,7 @@ def _write_p_gradient(
     upstream = users - exposed * torch.sigmoid(nets.logit)  # [K]
     out["p.2.bias"].copy_(upstream.sum())
     torch.mv(nets.hidden_p.T, upstream, out=out["p.2.weight"][0])
-    hidden = torch.outer(upstream, parameters["p.2.weight"][0]).mul_(nets.hidden_p > 0)  # [K, H]
+    hidden = _relu_backward(torch.outer(upstream, parameters["p.2.weight"][0]), nets.hidden_p, 0)  # [K, H]
     torch.sum(hidden, 0, out=out["p.0.bias"])
     out["p.0.weight"].copy_(product(hidden.T, parameters["phi"]))
     out["phi"].copy_(product(hidden, parameters["p.0.weight"]))
@@ -244,7 +246,7 @@ def _add_sigma_gradient(
     upstream = (residual * pull - 1) * (1 - sigma)
     torch.sum(upstream, 0, out=out["sigma.2.bias"])
     out["sigma.2.weight"].copy_(product(upstream.T, hidden))
-    inner = product(upstream, parameters["sigma.2.weight"]) * (hidden > 0)
+    inner = _relu_backward(product(upstream, parameters["sigma.2.weight"]), hidden, 0)
     torch.sum(inner, 0, out=out["sigma.0.bias"])
     out["sigma.0.weight"].copy_(product(inner.T, phi))
     total = pull.add_(product(inner, parameters["sigma.0.weight"]))
