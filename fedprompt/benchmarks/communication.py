@@ -16,7 +16,7 @@ import click
 import numpy as np
 import pandas as pd
 
-from fedprompt.benchmarks.contestants import HEADLINE, ONCE, Overrides
+from fedprompt.benchmarks.contestants import HEADLINE, ONCE, WHOLE, Overrides
 from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import Examples, prepare
 from fedprompt.client.tasks import Training
@@ -50,7 +50,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
 
 
 def _rows(setting: Overrides, classes: int, quick: bool) -> Iterator[dict[str, Any]]:
-    methods = {name: makes for name, (makes, _) in [*HEADLINE.items(), *([] if quick else ONCE.items())]}
+    methods = {name: makes for name, (makes, _) in [*HEADLINE.items(), *({} if quick else {**ONCE, **WHOLE}).items()]}
     full = _travelling(("algorithm.name=fedavg", "prompt.kind=full", *setting), classes)
     for name, makes in methods.items():
         if name not in WITHOUT_TRAFFIC:

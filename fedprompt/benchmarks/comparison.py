@@ -1,7 +1,8 @@
 """All methods of the PFPT study on the same clients, data and budget: one search of rates, then tables.
 
-The headline methods under three kinds of skew of three data sets, on three seeds; every other method and form once; and
-those that a claim is about on eight seeds of the first setting, and of a data set that nothing was chosen on.
+The headline methods under three kinds of skew of three data sets, on three seeds; whole backbones where there are few
+images; every other method and form once; and those that a claim is about on eight seeds of the first setting, and of a
+data set that nothing was chosen on.
 Everything but the method and its rates is the configuration's default, except for fewer rounds and bfloat16, to save
 time. The rates are searched once, on Fashion-MNIST at α = 0.1, with six trials for every headline method on a seed that
 is used for nothing else, judged by the mean of the evaluations on the validation split; a method that runs once takes
@@ -28,6 +29,7 @@ from fedprompt.benchmarks.comparison_tables import figure, show, tables
 from fedprompt.benchmarks.contestants import (
     CLAIMED,
     CONTROLS,
+    FOR_WHOLE,
     HEADLINE,
     MORE_SEEDS,
     ONCE,
@@ -35,6 +37,7 @@ from fedprompt.benchmarks.contestants import (
     SETTINGS,
     SETTLED,
     UNTUNED,
+    WHOLE,
     Overrides,
 )
 from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept, chosen, rows_of, run_stages, sorted_by_names
@@ -72,7 +75,7 @@ def _search(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     setting = next(iter(SETTINGS))
     return [
         Job(root, SEARCH, setting, method, 100, trial, (*SHARED, *makes, *SETTINGS[setting], *SEARCHED, *_small(quick)))
-        for method, (makes, trials) in _some(HEADLINE, quick).items()
+        for method, (makes, trials) in {**_some(HEADLINE, quick), **({} if quick else WHOLE)}.items()
         for trial in trials[: 2 if quick else None]
     ]
 
@@ -83,11 +86,12 @@ def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     planned = [
         *product(_some(SETTINGS, quick), SEEDS[: 1 if quick else None], _some(HEADLINE, quick)),
         *product([first], () if quick else MORE_SEEDS, SETTLED),
+        *product(() if quick else FOR_WHOLE, SEEDS, WHOLE),
     ]
     return [
         Job(
             *(root, "headline", setting, method, seed, rates[method]),
-            rest=(*SHARED, *HEADLINE[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
+            rest=(*SHARED, *{**HEADLINE, **WHOLE}[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
         )
         for setting, seed, method in planned
     ]
@@ -127,13 +131,13 @@ def _some(methods: Mapping[str, Any], quick: bool) -> dict[str, Any]:
     return dict(list(methods.items())[: 2 if quick else None])
 
 
-def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str | None) -> Overrides:
+def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str) -> Overrides:
     """The rates of the next of kin, without what the method itself settles, or does not have."""
     own = {key.partition("=")[0] for key in makes}
-    same_method = kin is not None and f"algorithm.name={kin.split(',')[0]}" in makes
+    same_method = f"algorithm.name={kin.split(',')[0]}" in makes
     return tuple(
         key
-        for key in rates.get(kin or "", ())
+        for key in rates.get(kin, ())
         if key.partition("=")[0] not in own and (same_method or not key.startswith("algorithm."))
     )
 
@@ -141,7 +145,7 @@ def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str | None
 def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
     """A row per run that did not fail, whichever ended first; accuracies from 0 to 1, bytes and seconds per round."""
     rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs if not run.failed])
-    names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *HEADLINE, *CONTROLS, *ONCE)
+    names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *HEADLINE, *WHOLE, *CONTROLS, *ONCE)
     order = ("stage", "setting", "method", "seed", "rates")
     return sorted_by_names(rows.drop_duplicates(order, keep="last"), order, names)
 
@@ -187,4 +191,4 @@ def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
     kept = [pd.read_csv(earlier)] if earlier.exists() else []
     order = ("setting", "method", "seed", "round")
     both = pd.concat([*kept, pd.DataFrame(rows)]).drop_duplicates(order, keep="last")
-    return sorted_by_names(both, order, (*SETTINGS, *HEADLINE))
+    return sorted_by_names(both, order, (*SETTINGS, *HEADLINE, *WHOLE))

@@ -23,7 +23,8 @@ from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STY
 OURS = ("pfpt", "pfpt-mem", "fedmem, pool")  # the study's method, and what has no published form
 HARDEST_FIRST = ("dominant", "alpha 0.1", "alpha 0.5")
 COLOURS = (ORANGE, GREEN, PURPLE, SKY, "#E69F00", GREY)
-LOOKS = {"pfpt": (BLUE, "-", 3.0), "pfpt-mem": (BLUE, ":", 3.0)}  # of lines: colour, style, width
+# Of lines: colour, style, width.
+LOOKS = {"pfpt": (BLUE, "-", 3.0), "pfpt-mem": (BLUE, ":", 3.0), "full, fedavg": (GREY, ":", 1.5)}
 OTHERS = [(colour, style, 1.5) for style in ("-", "--") for colour in COLOURS]
 
 
