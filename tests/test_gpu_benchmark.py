@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedprompt.benchmarks import gpu
+from fedprompt.benchmarks.gpu_clock import waits_per_step
 from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import prepare
 from fedprompt.client.rules import LocalOptions, make_rule
@@ -165,7 +166,7 @@ def test_on_a_gpu_groups_train_to_the_cpus_params_and_no_step_waits(make_vit, ma
     for one, other in zip(expected, updates, strict=True):
         for name, value in one.params.items():
             torch.testing.assert_close(value, other.params[name], atol=2e-4, rtol=0)
-    assert gpu._waits(lambda epochs: train_group(on_gpu, *work(on_gpu, make_examples, epochs)), gpu.QUICK) == 0
+    assert waits_per_step(lambda epochs: train_group(on_gpu, *work(on_gpu, make_examples, epochs)), steps=1) == 0
 
 
 def test_compiled_blocks_train_to_the_same_params_in_groups_that_shrink(make_vit, make_examples):

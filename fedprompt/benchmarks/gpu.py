@@ -21,9 +21,7 @@ import gc
 import json
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -32,6 +30,7 @@ import numpy as np
 import torch
 
 from fedprompt.benchmarks import obvious
+from fedprompt.benchmarks.gpu_clock import matrix_products, matrix_rate, timed, waits_per_step
 from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import Examples, prepare
 from fedprompt.client.rules import LocalOptions, make_rule
@@ -142,35 +141,6 @@ def flops_per_image(backbone: Backbone, prompts: int) -> float:
     return (backbone.depth - 1) * tokens * one + last + patches
 
 
-def matrix_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of a product of two random square matrices: median of ten, each of ten products."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-
-    def ten() -> None:
-        for _ in range(10):
-            a @ b
-
-    _, *seconds = _timed(ten, 10, device)
-    return 10 * 2 * size**3 / median(seconds)
-
-
-def _timed(run: Callable[[], object], repeats: int, device: torch.device) -> list[float]:
-    """Seconds of a first run, which warms up, and of each repetition; a GPU has finished before either reading."""
-    seconds = []
-    for _ in range(1 + repeats):
-        _synchronize(device)
-        begun = time.perf_counter()
-        run()
-        _synchronize(device)
-        seconds.append(time.perf_counter() - begun)
-    return seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def _obvious(name: str, pixels: int, size: Size, low: torch.dtype | None, device: torch.device) -> dict[str, float]:
     """Images per second of the obvious way, in float32 without TF32 (torch's default) and in ``low``."""
     vit = create_backbone(name, "random", pixels).to(device)
@@ -184,24 +154,13 @@ def _obvious(name: str, pixels: int, size: Size, low: torch.dtype | None, device
             how = {"image_size": pixels, "batch_size": BATCH, "epochs": 1, "autocast": precision}
             times.append(obvious.train(vit, clients, CLASSES, **how))
 
-        with _matrix_products("highest"):
-            _, *seconds = _timed(epoch, size.repeats, device)
+        with matrix_products("highest"):
+            _, *seconds = timed(epoch, size.repeats, device)
         label = str(precision or torch.float32).removeprefix("torch.")
         speeds[label] = size.obvious_clients * size.images / median(seconds)
         share = median(t.images / t.total for t in times[1:])
         print(f"{name}, {pixels} px, the obvious way in {label}: {speeds[label]:.1f} images/s ({share:.0%} of it PIL)")
     return speeds
-
-
-@contextmanager
-def _matrix_products(precision: str) -> Iterator[None]:
-    """With float32 matrix products "highest" or, in TF32 where there is a GPU, "high"."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _plan(size: Size, compiled: bool) -> list[Row]:
@@ -259,9 +218,9 @@ def _measure(
     def train(epochs: int = size.epochs) -> None:
         train_group(model, [Task(client, start, epochs) for client in range(row.clients)], data, training)
 
-    with _matrix_products("high"):
-        first, *seconds = _timed(train, size.repeats, device)
-        waits = _waits(train, size) if device.type == "cuda" and row.way == EAGER else None
+    with matrix_products("high"):
+        first, *seconds = timed(train, size.repeats, device)
+        waits = waits_per_step(train, -(-size.images // BATCH)) if device.type == "cuda" and row.way == EAGER else None
     speed = size.epochs * sum(map(len, data)) / median(seconds)
     return replace(
         row,
@@ -284,21 +243,6 @@ def _model(row: Row, low: torch.dtype | None, device: torch.device) -> PromptedM
 def _images(client: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(client)
     return rng.integers(0, 256, (count, NATIVE, NATIVE, 3), dtype=np.uint8), rng.integers(0, CLASSES, count)
-
-
-def _waits(train: Callable[[int], None], size: Size) -> float:
-    """How often the host waits for the GPU within a step, as torch counts: what two epochs have more than one."""
-    counts = []
-    for epochs in (1, 2):
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
-            try:
-                train(epochs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        counts.append(sum("synchronizing" in str(warning.message) for warning in seen))
-    return (counts[1] - counts[0]) / -(-size.images // BATCH)
 
 
 def _line(row: Row) -> str:
