@@ -150,6 +150,7 @@ def figure(table: pd.DataFrame) -> Figure:
             line = {"color": colour, "linestyle": style, "linewidth": width, "marker": "o", "markersize": 3}
             axes.errorbar(places, means, errors, elinewidth=1, label=method, **line)
         axes.set_xticks(range(len(HARDEST_FIRST)), [skew.replace("alpha", "α =") for skew in HARDEST_FIRST])
+        axes.set_xlim(-0.4, len(HARDEST_FIRST) - 0.6)
         axes.set_title(data)
         axes.grid(True, axis="y")
     panels[0].set_ylabel("test accuracy, last ten (%)")
