@@ -64,11 +64,11 @@ HEADLINE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     "pfpt-mem": (("algorithm.name=pfpt-mem",), REMEMBERED),
 }
 
-# Whole backbones: a round takes ten times as long, so half as many trials, and only where there are few images.
+# Whole backbones: a round takes ten times as long, so four trials, and only where there are few images.
 WHOLE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     "full, fedavg": (
         ("algorithm.name=fedavg", "prompt.kind=full"),
-        grid(local__prompt_lr=(1e-5, 3e-5, 1e-4)),
+        grid(local__prompt_lr=(3e-6, 1e-5, 3e-5, 1e-4)),
     ),
 }
 FOR_WHOLE = tuple(setting_of(data, "alpha 0.1") for data in ("long tail", "two domains"))
