@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
-from fedprompt.benchmarks.contestants import DATA, HEADLINE, SEEDS, SETTLED, SKEW, setting_of
+from fedprompt.benchmarks.contestants import DATA, HEADLINE, SEEDS, SETTLED, SKEW, WHOLE, setting_of
 from fedprompt.benchmarks.many_runs import spread
 from fedprompt.study.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
@@ -66,12 +66,12 @@ def accuracies(runs: pd.DataFrame) -> Table:
 def against_best_baseline(all_runs: pd.DataFrame) -> Table:
     """A row per setting and method of ours: minus the baseline that is best on validation, in points.
 
-    Paired over seeds; p is the two-sided one of a t-test.
+    Whole backbones are no baseline: they send a hundred times as much. Paired over seeds; p is of a two-sided t-test.
     """
     rows = []
     for setting, runs in all_runs.groupby("setting", sort=False):
         by_seed = runs.pivot(index="seed", columns="method", values="last10").dropna(axis="columns")
-        baselines = runs[runs.method.isin(by_seed.columns.difference(OURS))]
+        baselines = runs[runs.method.isin(by_seed.columns.difference((*OURS, *WHOLE)))]
         if baselines.empty:
             continue
         best = baselines.groupby("method").validation.mean().idxmax()
