@@ -50,9 +50,9 @@ def main(json_path: Path | None, quick: bool = False) -> None:
 
 
 def _rows(setting: Overrides, classes: int, quick: bool) -> Iterator[dict[str, Any]]:
-    methods = {name: makes for name, (makes, _) in [*HEADLINE.items(), *({} if quick else {**ONCE, **WHOLE}).items()]}
+    methods = HEADLINE if quick else {**HEADLINE, **ONCE, **WHOLE}
     full = _travelling(("algorithm.name=fedavg", "prompt.kind=full", *setting), classes)
-    for name, makes in methods.items():
+    for name, (makes, _) in methods.items():
         if name not in WITHOUT_TRAFFIC:
             down, up = _travelling((*makes, *setting), classes)
             yield {"method": name, "down": down, "up": up, "saved": 1 - (down + up) / sum(full)}

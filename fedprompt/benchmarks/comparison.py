@@ -38,6 +38,7 @@ from fedprompt.benchmarks.contestants import (
     SETTLED,
     UNTUNED,
     WHOLE,
+    WITH_TRIALS,
     Overrides,
 )
 from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept, chosen, rows_of, run_stages, sorted_by_names
@@ -75,7 +76,7 @@ def _search(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     setting = next(iter(SETTINGS))
     return [
         Job(root, SEARCH, setting, method, 100, trial, (*SHARED, *makes, *SETTINGS[setting], *SEARCHED, *_small(quick)))
-        for method, (makes, trials) in {**_some(HEADLINE, quick), **({} if quick else WHOLE)}.items()
+        for method, (makes, trials) in _some(WITH_TRIALS, quick).items()
         for trial in trials[: 2 if quick else None]
     ]
 
@@ -91,7 +92,7 @@ def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     return [
         Job(
             *(root, "headline", setting, method, seed, rates[method]),
-            rest=(*SHARED, *{**HEADLINE, **WHOLE}[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
+            rest=(*SHARED, *WITH_TRIALS[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
         )
         for setting, seed, method in planned
     ]
@@ -145,7 +146,7 @@ def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str) -> Ov
 def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
     """A row per run that did not fail, whichever ended first; accuracies from 0 to 1, bytes and seconds per round."""
     rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs if not run.failed])
-    names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *HEADLINE, *WHOLE, *CONTROLS, *ONCE)
+    names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *WITH_TRIALS, *CONTROLS, *ONCE)
     order = ("stage", "setting", "method", "seed", "rates")
     return sorted_by_names(rows.drop_duplicates(order, keep="last"), order, names)
 
@@ -191,4 +192,4 @@ def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
     kept = [pd.read_csv(earlier)] if earlier.exists() else []
     order = ("setting", "method", "seed", "round")
     both = pd.concat([*kept, pd.DataFrame(rows)]).drop_duplicates(order, keep="last")
-    return sorted_by_names(both, order, (*SETTINGS, *HEADLINE, *WHOLE))
+    return sorted_by_names(both, order, (*SETTINGS, *WITH_TRIALS))

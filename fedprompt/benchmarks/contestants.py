@@ -71,6 +71,7 @@ WHOLE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
         grid(local__prompt_lr=(3e-6, 1e-5, 3e-5, 1e-4)),
     ),
 }
+WITH_TRIALS = {**HEADLINE, **WHOLE}
 FOR_WHOLE = tuple(setting_of(data, "alpha 0.1") for data in ("long tail", "two domains"))
 
 SEEDS = (0, 1, 2)

@@ -118,8 +118,8 @@ def _trial(root: Path, prompts: Prompts, rates: Overrides, quick: bool) -> Job:
 def _compare(root: Path, quick: bool, done: Sequence[Job]) -> list[Job]:
     """What was found, the default, and none at their sizes, on the seeds of the comparison of methods."""
     start = _start(quick)
-    prompts = dict.fromkeys([best(done, quick)[0], start])
-    contestants = dict.fromkeys([*prompts, *(Prompts(length=0, size=of.size) for of in prompts)])
+    with_prompts = [best(done, quick)[0], start]
+    contestants = dict.fromkeys([*with_prompts, *(Prompts(length=0, size=of.size) for of in with_prompts)])
     searched = chosen(done)
     return [
         Job(
