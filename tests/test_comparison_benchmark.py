@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 
 from fedprompt.benchmarks import comparison
 from fedprompt.benchmarks.comparison_tables import HARDEST_FIRST, accuracies, against_best_baseline, tables
-from fedprompt.benchmarks.contestants import DATA, SETTINGS, SKEW
-from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept
+from fedprompt.benchmarks.contestants import DATA, FEW_IMAGES, HEADLINE, SETTINGS, SKEW, twice
+from fedprompt.benchmarks.many_runs import FAILED, SEARCH, Job, Kept, rows_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,11 +33,11 @@ def test_quick_comparison_searches_and_runs_and_resumes(finished, monkeypatch, c
     by_stage = table.groupby("stage").size()
     assert by_stage.to_dict() == {SEARCH: 4, "headline": 4, "once": 2, "untuned": 4}
     told = json.loads((finished / "comparison.json").read_text())
-    for method, rates in told["chosen"].items():
+    for method, rates in told["chosen"]["Fashion-MNIST"].items():
         trials = table[(table.stage == SEARCH) & (table.method == method)]
         best = trials[trials.validation == trials.validation.max()]
-        assert rates == min(of_trial.split() for of_trial in best.rates)
-        assert set(table[(table.stage == "headline") & (table.method == method)].rates) == {" ".join(rates)}
+        assert rates == min(best.rates)
+        assert set(table[(table.stage == "headline") & (table.method == method)].rates) == {rates}
     curves = pd.read_csv(finished / "comparison.curves.csv")
     assert curves.groupby(["setting", "method"])["round"].agg(list).tolist() == [[0, 1, 2]] * 4
     runs = {path: path.stat().st_mtime_ns for path in finished.glob("runs/**/result.json")}
@@ -72,6 +73,68 @@ def test_rates_chosen_anew_are_not_taken_for_the_kept_ones():
     assert kept.is_of(job)
     assert not kept.is_of(replace(job, rates=("local.lr=0.2", "local.epochs=2")))
     assert job.folder != replace(job, rates=("local.lr=0.2",)).folder
+
+
+def trial(setting, method, rates, validation):
+    row = {"stage": SEARCH, "setting": setting, "method": method, "seed": 100, "rates": rates, "validation": validation}
+    return Kept(row)
+
+
+def test_every_data_set_has_rates_of_its_own_where_it_was_searched():
+    done = [
+        trial("alpha 0.1", "fedavg", "local.lr=1", 0.4),
+        trial("alpha 0.1", "full, fedavg", "local.lr=5", 0.4),
+        trial("long tail, alpha 0.1", "fedavg", "local.lr=2", 0.2),
+        trial("long tail, alpha 0.1", "fedavg", "local.lr=3", 0.3),
+        trial("long tail, alpha 0.1", "fedavg", "local.lr=4", float("nan")),
+    ]
+    rates = comparison.best_rates(done)
+    assert rates["Fashion-MNIST"] == {"fedavg": ("local.lr=1",), "full, fedavg": ("local.lr=5",)}
+    assert rates["long tail"] == {"fedavg": ("local.lr=3",), "full, fedavg": ("local.lr=5",)}
+
+
+def test_where_images_are_few_clients_learn_at_twice_the_rates_and_servers_do_not():
+    assert twice(("local.lr=0.0005", "algorithm.server_lr=0.05")) == (
+        *("local.lr=0.001", "local.prompt_lr=0.002", "algorithm.server_lr=0.05"),
+    )
+
+
+def test_every_method_has_as_many_trials_and_on_few_images_what_was_chosen_before_as_one_more(tmp_path):
+    kept = rows_of(ROOT / "docs" / "results" / "comparison.csv")
+    first, again = comparison._search(tmp_path, False, kept), comparison._search_again(tmp_path, False, kept)
+    assert {sum(job.method == method for job in first) for method in HEADLINE} == {6}
+    by_setting = Counter((job.setting, job.method) for job in again)
+    assert set(by_setting.values()) == {7}
+    assert len(by_setting) == len(FEW_IMAGES) * len(HEADLINE)
+    chosen = comparison.best_rates(kept)["Fashion-MNIST"]
+    assert all(
+        (setting, method, chosen[method]) in {(job.setting, job.method, job.rates) for job in again}
+        for setting, method in by_setting
+    )
+
+
+def test_a_run_at_rates_that_are_chosen_no_more_gives_way_to_the_new_one():
+    runs = [
+        trial("s", "fedavg", "local.lr=1", 0.4),
+        trial("s", "fedavg", "local.lr=2", 0.5),
+        Kept({"stage": "headline", "setting": "s", "method": "fedavg", "seed": 0, "rates": "local.lr=1"}),
+        Kept({"stage": "headline", "setting": "s", "method": "fedavg", "seed": 0, "rates": "local.lr=2"}),
+    ]
+    table = comparison.table(runs)
+    assert table[["stage", "rates"]].agg(" ".join, axis=1).tolist() == [
+        *(f"{SEARCH} local.lr=1", f"{SEARCH} local.lr=2", "headline local.lr=2")
+    ]
+
+
+def test_a_run_that_diverged_has_a_row_and_is_neither_chosen_nor_repeated(tmp_path):
+    job = Job(tmp_path, SEARCH, "alpha 0.1", "fedavg", 100, ("local.lr=9",), ())
+    job.folder.mkdir()
+    (job.folder / FAILED).write_text("nan")
+    comparison.table([job, trial("alpha 0.1", "fedavg", "local.lr=1", 0.1)]).to_csv(tmp_path / "runs.csv", index=False)
+    kept = rows_of(tmp_path / "runs.csv")
+    assert [run.failed for run in kept] == [False, True]
+    assert kept[1].is_of(job)
+    assert comparison.best_rates(kept)["Fashion-MNIST"] == {"fedavg": ("local.lr=1",)}
 
 
 def made_up(**scores):

@@ -4,9 +4,9 @@ The headline methods under three kinds of skew of three data sets, on three seed
 images; every other method and form once; and those that a claim is about on eight seeds of the first setting, and of a
 data set that nothing was chosen on.
 Everything but the method and its rates is the configuration's default, except for fewer rounds and bfloat16, to save
-time. The rates are searched once, on Fashion-MNIST at α = 0.1, with six trials for every headline method on a seed that
-is used for nothing else, judged by the mean of the evaluations on the validation split; a method that runs once takes
-the rates of its next of kin.
+time. The rates are searched at α = 0.1 on a seed that is used for nothing else, judged by the mean of the evaluations
+on the validation split: with six trials for every headline method, and on every data set of few images with seven,
+those six at twice the rates and what was chosen before. A method that runs once takes the rates of its next of kin.
 
 Runs lie below runs/comparison. The CSV has a row per run and is written anew whenever one ends; all tables and the
 figure are made of it. With --json FILE, which gets the chosen rates, the CSV, one of all evaluations and the figure are
@@ -29,17 +29,24 @@ from fedprompt.benchmarks.comparison_tables import figure, show, tables
 from fedprompt.benchmarks.contestants import (
     CLAIMED,
     CONTROLS,
+    DATA,
+    FEW_IMAGES,
     FOR_WHOLE,
     HEADLINE,
     MORE_SEEDS,
     ONCE,
+    SEARCHED_UNDER,
     SEEDS,
     SETTINGS,
     SETTLED,
+    SKEW,
+    UNSEARCHED,
     UNTUNED,
     WHOLE,
     WITH_TRIALS,
     Overrides,
+    setting_of,
+    twice,
 )
 from fedprompt.benchmarks.many_runs import SEARCH, Job, Kept, chosen, rows_of, run_stages, sorted_by_names
 from fedprompt.benchmarks.training import QUICK
@@ -48,7 +55,7 @@ from fedprompt.tracking.files import write_atomic
 
 SHARED: Overrides = (
     *("federation.rounds=20", "runtime.precision=bfloat16", "runtime.workers=1"),
-    *("local.lr=5e-4", "local.prompt_lr=1e-3"),  # where nothing else is searched
+    *UNSEARCHED,
 )
 SEARCHED: Overrides = ("seed=100", "federation.rounds=8", "federation.eval_every=2")
 TINY: Overrides = (
@@ -61,29 +68,63 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Search, run, print the tables; ``quick`` shows with two methods and settings on a tiny backbone that it works."""
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
     base = root / "comparison" if json_path is None else json_path.with_suffix("")
-    stages = (partial(stage, root, quick) for stage in (_search, _once, _untuned, _headline))
+    stages = (partial(stage, root, quick) for stage in (_search, _search_again, _once, _untuned, _headline, _carried))
     done = run_stages(base.with_suffix(".csv"), table, *stages, kept=rows_of(base.with_suffix(".csv")))
     runs = pd.read_csv(base.with_suffix(".csv"))
     evaluations = curves(done, base.with_suffix(".curves.csv"))
     write_atomic(base.with_suffix(".curves.csv"), evaluations.to_csv(index=False, float_format="%.4g").encode())
     show(tables(runs), figure(runs), base.with_suffix(".csv"))
     if json_path is not None:
-        rates = {method: list(best) for method, best in chosen(done).items()}
-        json_path.write_text(json.dumps({"chosen": rates}, indent=1) + "\n")
+        told = {
+            data: {method: " ".join(rates) for method, rates in best.items()} for data, best in best_rates(done).items()
+        }
+        json_path.write_text(json.dumps({"chosen": told}, indent=1) + "\n")
 
 
 def _search(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    setting = next(iter(SETTINGS))
+    """On the first data set, of all that have trials."""
+    trials = {method: trials for method, (_, trials) in WITH_TRIALS.items()}
+    return _trials(root, quick, next(iter(DATA)), trials)
+
+
+def _search_again(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
+    """On data sets of few images, of the headline methods: what the first one chose, and its trials at twice the rates.
+
+    Not of whole backbones, for their time.
+    """
+    first = {} if quick else _first_rates(done)
+    trials = {name: (first[name], *map(twice, HEADLINE[name][1])) for name in HEADLINE if name in first}
+    return [job for data in FEW_IMAGES for job in _trials(root, quick, data, trials)]
+
+
+def _trials(root: Path, quick: bool, data: str, trials: Mapping[str, Sequence[Overrides]]) -> list[Job]:
+    setting = setting_of(data, SEARCHED_UNDER)
     return [
-        Job(root, SEARCH, setting, method, 100, trial, (*SHARED, *makes, *SETTINGS[setting], *SEARCHED, *_small(quick)))
-        for method, (makes, trials) in _some(WITH_TRIALS, quick).items()
-        for trial in trials[: 2 if quick else None]
+        Job(
+            *(root, SEARCH, setting, method, 100, trial),
+            rest=(*SHARED, *WITH_TRIALS[method][0], *SETTINGS[setting], *SEARCHED, *_small(quick)),
+        )
+        for method, its_trials in _some(trials, quick).items()
+        for trial in its_trials[: 2 if quick else None]
     ]
 
 
+def best_rates(done: Sequence[Job | Kept]) -> dict[str, dict[str, Overrides]]:
+    """By data set and method: its best trial there; the first data set's of what was not searched on another."""
+    settings = {data: setting_of(data, SEARCHED_UNDER) for data in DATA}
+    trials = [run for run in done if run.searches]
+    own = {data: chosen(run for run in trials if run.setting == setting) for data, setting in settings.items()}
+    return {data: {**next(iter(own.values())), **rates} for data, rates in own.items()}
+
+
+def _first_rates(done: Sequence[Job | Kept]) -> dict[str, Overrides]:
+    return next(iter(best_rates(done).values()))
+
+
 def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    rates = chosen(done)
+    rates = best_rates(done)
     first = next(iter(SETTINGS))
+    data_of = {setting_of(data, skew): data for data in DATA for skew in SKEW}
     planned = [
         *product(_some(SETTINGS, quick), SEEDS[: 1 if quick else None], _some(HEADLINE, quick)),
         *product([first], () if quick else MORE_SEEDS, SETTLED),
@@ -91,15 +132,33 @@ def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     ]
     return [
         Job(
-            *(root, "headline", setting, method, seed, rates[method]),
+            *(root, "headline", setting, method, seed, rates[data_of[setting]][method]),
             rest=(*SHARED, *WITH_TRIALS[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
         )
         for setting, seed, method in planned
     ]
 
 
+def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
+    """The headline methods on few images with the first data set's rates, where other ones were chosen there."""
+    if quick:
+        return []
+    rates = best_rates(done)
+    first = next(iter(rates.values()))
+    return [
+        Job(
+            *(root, "carried", setting, method, seed, first[method]),
+            rest=(*SHARED, *HEADLINE[method][0], *SETTINGS[setting], f"seed={seed}"),
+        )
+        for data in FEW_IMAGES
+        for setting in [setting_of(data, SEARCHED_UNDER)]
+        for seed, method in product(SEEDS, HEADLINE)
+        if rates[data][method] != first[method]
+    ]
+
+
 def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    rates = chosen(done)
+    rates = _first_rates(done)
     claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
     return [
         Job(
@@ -113,7 +172,7 @@ def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 
 def _once(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    rates = chosen(done)
+    rates = _first_rates(done)
     setting = next(iter(SETTINGS))
     return [
         Job(
@@ -144,21 +203,32 @@ def _inherited(makes: Overrides, rates: Mapping[str, Overrides], kin: str) -> Ov
 
 
 def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
-    """A row per run that did not fail, whichever ended first; accuracies from 0 to 1, bytes and seconds per round."""
-    rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs if not run.failed])
-    names = (SEARCH, "headline", "untuned", "once", *SETTINGS, *UNTUNED, *WITH_TRIALS, *CONTROLS, *ONCE)
+    """A row per run, whichever ended first; accuracies from 0 to 1, bytes and seconds per round.
+
+    Of a run that diverged all is missing but what it was. A run at rates that are no longer chosen gives way to the new
+    one's.
+    """
+    rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs])
+    names = (SEARCH, "headline", "carried", "untuned", "once", *SETTINGS, *UNTUNED, *WITH_TRIALS, *CONTROLS, *ONCE)
     order = ("stage", "setting", "method", "seed", "rates")
-    return sorted_by_names(rows.drop_duplicates(order, keep="last"), order, names)
+    same = rows[list(order)].assign(rates=rows.rates.where(rows.stage == SEARCH)).duplicated(keep="last")
+    return sorted_by_names(rows[~same], order, names)
 
 
 def _row(job: Job) -> dict[str, Any]:
+    what = {
+        **{name: getattr(job, name) for name in ("stage", "setting", "method", "seed")},
+        "rates": " ".join(job.rates),
+    }
+    return what if job.failed else {**what, **_scores(job)}
+
+
+def _scores(job: Job) -> dict[str, Any]:
     result = job.result
     sent, rounds = result["communication"], result["rounds"]
     both = sent["up_bytes"] + sent["down_bytes"]
     last = result["last10"]
     return {
-        **{name: getattr(job, name) for name in ("stage", "setting", "method", "seed")},
-        "rates": " ".join(job.rates),
         "validation": job.validation,
         **{name: result[name]["accuracy"] for name in ("best", "final", "last10")},
         "last10_clients": last["client_mean_accuracy"],

@@ -29,13 +29,13 @@ OTHERS = [(colour, style, 1.5) for style in ("-", "--") for colour in COLOURS]
 
 
 def tables(table: pd.DataFrame) -> dict[str, Table]:
-    """All tables, by their titles."""
+    """All tables that have a row, by their titles."""
     first = table.setting.iloc[0]
     headline, untuned = (table[table.stage == stage] for stage in ("headline", "untuned"))
     runs = _of_all(headline)
     settled = headline[(headline.setting == first) & headline.method.isin(SETTLED)]
     of_data = {data: _of(runs, data) for data in DATA}
-    return {
+    all_tables = {
         **{
             f"{data}: test accuracy, mean of the last ten evaluations (%)": accuracies(its_runs)
             for data, its_runs in of_data.items()
@@ -45,10 +45,13 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
         f"All seeds of {first}: test accuracy (%)": accuracies(settled),
         f"All seeds of {first}: against the best baseline (points)": against_best_baseline(settled),
         f"Costs and other scores at {first}": costs(runs, first),
+        "Rates by data set": rates(runs),
+        "Those rates against what was chosen on all images (points)": against_carried(table),
         f"Once each, at {first}": once(table),
         "Where nothing was tuned: test accuracy (%)": accuracies(untuned),
         "Where nothing was tuned: against the best baseline (points)": against_best_baseline(untuned),
     }
+    return {title: made for title, made in all_tables.items() if made.rows}
 
 
 def accuracies(runs: pd.DataFrame) -> Table:
@@ -101,11 +104,11 @@ def show(made: dict[str, Table], drawn: Figure, csv: Path) -> None:
 
 
 def costs(runs: pd.DataFrame, setting: str) -> Table:
-    """A row per method in one setting: its rates, other scores, what it sends and how long it takes."""
+    """A row per method in one setting: other scores, what it sends and how long it takes."""
     runs = runs[runs.setting == setting]
     rows = [
         [
-            *(method, of_method.rates.iloc[0]),
+            method,
             *(_cell(of_method[column]) for column in ("best", "last10_clients", "last10_worst_decile")),
             f"{of_method.bytes_per_round.mean() / 1e6:.1f}",
             f"{of_method.saved_of_full.mean():.1%}",
@@ -113,7 +116,38 @@ def costs(runs: pd.DataFrame, setting: str) -> Table:
         ]
         for method, of_method in runs.groupby("method", sort=False)
     ]
-    return Table(["method", "rates", "best", "own clients", "worst decile", "MB/round", "saved", "s/round"], rows)
+    return Table(["method", "best", "own clients", "worst decile", "MB/round", "saved", "s/round"], rows)
+
+
+def rates(runs: pd.DataFrame) -> Table:
+    """A row per method, a column per data set: what its search there chose."""
+    by_data = {data: _of(runs, data).groupby("method").rates.first() for data in DATA}
+    return Table(
+        ["method", *(data for data, chosen in by_data.items() if not chosen.empty)],
+        [
+            [method, *(_short(chosen.get(method)) for chosen in by_data.values() if not chosen.empty)]
+            for method in runs.method.unique()
+        ],
+    )
+
+
+def against_carried(table: pd.DataFrame) -> Table:
+    """A row per method, a column per data set: what rates that were searched there gain over the first data set's."""
+    headline, carried = (table[table.stage == stage] for stage in ("headline", "carried"))
+    settings = list(carried.setting.unique())
+    rows = []
+    for method in carried.method.unique():
+        by_seed = [
+            [runs[(runs.method == method) & (runs.setting == setting)].set_index("seed").last10 for setting in settings]
+            for runs in (headline, carried)
+        ]
+        rows.append([method, *(MISSING if old.empty else difference(new, old)[0] for new, old in zip(*by_seed))])
+    return Table(["method", *settings], rows)
+
+
+def _short(rates: str | None) -> str:
+    """Of keys their last word."""
+    return MISSING if rates is None else ", ".join(rate.partition(".")[2] for rate in rates.split())
 
 
 def once(table: pd.DataFrame) -> Table:

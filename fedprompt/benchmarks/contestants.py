@@ -19,6 +19,7 @@ def grid(**keys: tuple[float, ...]) -> tuple[Overrides, ...]:
 AVERAGED = grid(local__lr=(5e-4, 1e-3), local__prompt_lr=(1e-3, 3e-3, 1e-2))
 TUNED = grid(local__lr=(5e-4, 1e-3), local__prompt_lr=(3e-4, 1e-3, 3e-3))  # where steps of 1e-2 are known to diverge
 REMEMBERED = grid(local__lr=(5e-4, 2e-3), algorithm__mu=(0.0, 0.1, 1.0))
+UNSEARCHED: Overrides = ("local.lr=5e-4", "local.prompt_lr=1e-3")  # of a method whose trials name something else
 
 DATA: dict[str, Overrides] = {
     "Fashion-MNIST": (),
@@ -38,6 +39,8 @@ def setting_of(data: str, skew: str) -> str:
 
 
 SETTINGS = {setting_of(data, skew): (*DATA[data], *SKEW[skew]) for data in DATA for skew in SKEW}
+SEARCHED_UNDER = "alpha 0.1"
+FEW_IMAGES = ("long tail", "two domains")  # a round has a quarter of the steps there
 
 # name: (what makes the method, its trials)
 HEADLINE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
@@ -72,7 +75,14 @@ WHOLE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     ),
 }
 WITH_TRIALS = {**HEADLINE, **WHOLE}
-FOR_WHOLE = tuple(setting_of(data, "alpha 0.1") for data in ("long tail", "two domains"))
+FOR_WHOLE = tuple(setting_of(data, "alpha 0.1") for data in FEW_IMAGES)
+
+
+def twice(trial: Overrides) -> Overrides:
+    """A trial whose clients learn at twice the rates, those that it leaves to ``UNSEARCHED`` included."""
+    rates = {key: float(value) for key, value in (rate.split("=") for rate in (*UNSEARCHED, *trial))}
+    return tuple(f"{key}={2 * rate if key.startswith('local.') else rate:g}" for key, rate in rates.items())
+
 
 SEEDS = (0, 1, 2)
 # In the first setting more seeds, for those that a claim about it rests on.

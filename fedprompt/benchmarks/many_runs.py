@@ -81,7 +81,16 @@ class Kept:
     """A run that a table of earlier runs has a row of, from another machine maybe: it counts as done."""
 
     row: Mapping[str, Any]
-    failed = False
+
+    @property
+    def failed(self) -> bool:
+        """As of a job."""
+        return bool(pd.isna(self.row["validation"]))
+
+    @property
+    def setting(self) -> str:
+        """As of a job."""
+        return self.row["setting"]
 
     @property
     def method(self) -> str:
@@ -194,7 +203,7 @@ def memory() -> Any:
     return FeatureMemory(megabytes=3000)
 
 
-def chosen(done: Sequence[Job | Kept]) -> dict[str, Overrides]:
+def chosen(done: Iterable[Job | Kept]) -> dict[str, Overrides]:
     """Every method's best trial of those that were searched, by the mean of the last evaluations on validation data.
 
     Equally good ones are told apart by their rates, not by which ended first.
