@@ -1,4 +1,4 @@
-"""All methods of the PFPT study on the same clients, data and budget: one search of rates, then tables.
+"""All methods of the PFPT study on the same clients, data and budget: searches of rates, then tables.
 
 The headline methods under three kinds of skew of three data sets, on three seeds; whole backbones where there are few
 images; every other method and form once; and those that a claim is about on eight seeds of the first setting, and of a
@@ -6,7 +6,8 @@ data set that nothing was chosen on.
 Everything but the method and its rates is the configuration's default, except for fewer rounds and bfloat16, to save
 time. The rates are searched at α = 0.1 on a seed that is used for nothing else, judged by the mean of the evaluations
 on the validation split: with six trials for every headline method, and on every data set of few images with seven,
-those six at twice the rates and what was chosen before. A method that runs once takes the rates of its next of kin.
+those six at twice the rates and what all images chose, which all run with, too. A method that runs once takes the rates
+of its next of kin.
 
 Runs lie below runs/comparison. The CSV has a row per run and is written anew whenever one ends; all tables and the
 figure are made of it. With --json FILE, which gets the chosen rates, the CSV, one of all evaluations and the figure are
@@ -27,10 +28,12 @@ import pandas as pd
 
 from fedprompt.benchmarks.comparison_tables import figure, show, tables
 from fedprompt.benchmarks.contestants import (
+    ALL_IMAGES,
     CLAIMED,
     CONTROLS,
     DATA,
     FEW_IMAGES,
+    FIRST,
     FOR_WHOLE,
     HEADLINE,
     MORE_SEEDS,
@@ -82,17 +85,16 @@ def main(json_path: Path | None, quick: bool = False) -> None:
 
 
 def _search(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    """On the first data set, of all that have trials."""
-    trials = {method: trials for method, (_, trials) in WITH_TRIALS.items()}
-    return _trials(root, quick, next(iter(DATA)), trials)
+    """On all images, of all that have trials."""
+    return _trials(root, quick, ALL_IMAGES, {method: trials for method, (_, trials) in WITH_TRIALS.items()})
 
 
 def _search_again(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    """On data sets of few images, of the headline methods: what the first one chose, and its trials at twice the rates.
+    """On data sets of few images, of the headline methods: what all images chose, and the trials at twice the rates.
 
     Not of whole backbones, for their time.
     """
-    first = {} if quick else _first_rates(done)
+    first = {} if quick else best_rates(done)[ALL_IMAGES]
     trials = {name: (first[name], *map(twice, HEADLINE[name][1])) for name in HEADLINE if name in first}
     return [job for data in FEW_IMAGES for job in _trials(root, quick, data, trials)]
 
@@ -110,24 +112,19 @@ def _trials(root: Path, quick: bool, data: str, trials: Mapping[str, Sequence[Ov
 
 
 def best_rates(done: Sequence[Job | Kept]) -> dict[str, dict[str, Overrides]]:
-    """By data set and method: its best trial there; the first data set's of what was not searched on another."""
+    """By data set and method: its best trial there, or on all images where there was none."""
     settings = {data: setting_of(data, SEARCHED_UNDER) for data in DATA}
     trials = [run for run in done if run.searches]
     own = {data: chosen(run for run in trials if run.setting == setting) for data, setting in settings.items()}
-    return {data: {**next(iter(own.values())), **rates} for data, rates in own.items()}
-
-
-def _first_rates(done: Sequence[Job | Kept]) -> dict[str, Overrides]:
-    return next(iter(best_rates(done).values()))
+    return {data: {**own[ALL_IMAGES], **rates} for data, rates in own.items()}
 
 
 def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)
-    first = next(iter(SETTINGS))
     data_of = {setting_of(data, skew): data for data in DATA for skew in SKEW}
     planned = [
         *product(_some(SETTINGS, quick), SEEDS[: 1 if quick else None], _some(HEADLINE, quick)),
-        *product([first], () if quick else MORE_SEEDS, SETTLED),
+        *product([FIRST], () if quick else MORE_SEEDS, SETTLED),
         *product(() if quick else FOR_WHOLE, SEEDS, WHOLE),
     ]
     return [
@@ -140,11 +137,11 @@ def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 
 def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    """The headline methods on few images with the first data set's rates, where other ones were chosen there."""
+    """The headline methods on few images with the rates of all images, where other ones were chosen there."""
     if quick:
         return []
     rates = best_rates(done)
-    first = next(iter(rates.values()))
+    first = rates[ALL_IMAGES]
     return [
         Job(
             *(root, "carried", setting, method, seed, first[method]),
@@ -158,7 +155,7 @@ def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 
 def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    rates = _first_rates(done)
+    rates = best_rates(done)[ALL_IMAGES]
     claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
     return [
         Job(
@@ -172,12 +169,11 @@ def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 
 def _once(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    rates = _first_rates(done)
-    setting = next(iter(SETTINGS))
+    rates = best_rates(done)[ALL_IMAGES]
     return [
         Job(
-            *(root, "once", setting, name, 0, _inherited(makes, rates, kin)),
-            rest=(*SHARED, *makes, *SETTINGS[setting], *_small(quick)),
+            *(root, "once", FIRST, name, 0, _inherited(makes, rates, kin)),
+            rest=(*SHARED, *makes, *SETTINGS[FIRST], *_small(quick)),
         )
         for name, (makes, kin) in _some(ONCE, quick).items()
     ]

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
-from fedprompt.benchmarks.contestants import DATA, HEADLINE, SEEDS, SETTLED, SKEW, WHOLE, setting_of
+from fedprompt.benchmarks.contestants import DATA, FIRST, HEADLINE, SEEDS, SETTLED, SKEW, WHOLE, setting_of
 from fedprompt.benchmarks.many_runs import spread
 from fedprompt.study.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
@@ -30,10 +30,9 @@ OTHERS = [(colour, style, 1.5) for style in ("-", "--") for colour in COLOURS]
 
 def tables(table: pd.DataFrame) -> dict[str, Table]:
     """All tables that have a row, by their titles."""
-    first = table.setting.iloc[0]
     headline, untuned = (table[table.stage == stage] for stage in ("headline", "untuned"))
     runs = _of_all(headline)
-    settled = headline[(headline.setting == first) & headline.method.isin(SETTLED)]
+    settled = headline[(headline.setting == FIRST) & headline.method.isin(SETTLED)]
     of_data = {data: _of(runs, data) for data in DATA}
     all_tables = {
         **{
@@ -42,12 +41,12 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
             if not its_runs.empty
         },
         "Against the best baseline (points)": against_best_baseline(runs),
-        f"All seeds of {first}: test accuracy (%)": accuracies(settled),
-        f"All seeds of {first}: against the best baseline (points)": against_best_baseline(settled),
-        f"Costs and other scores at {first}": costs(runs, first),
+        f"All seeds of {FIRST}: test accuracy (%)": accuracies(settled),
+        f"All seeds of {FIRST}: against the best baseline (points)": against_best_baseline(settled),
+        f"Costs and other scores at {FIRST}": costs(runs, FIRST),
         "Rates by data set": rates(runs),
         "Those rates against what was chosen on all images (points)": against_carried(table),
-        f"Once each, at {first}": once(table),
+        f"Once each, at {FIRST}": once(table),
         "Where nothing was tuned: test accuracy (%)": accuracies(untuned),
         "Where nothing was tuned: against the best baseline (points)": against_best_baseline(untuned),
     }
@@ -132,7 +131,7 @@ def rates(runs: pd.DataFrame) -> Table:
 
 
 def against_carried(table: pd.DataFrame) -> Table:
-    """A row per method, a column per data set: what rates that were searched there gain over the first data set's."""
+    """A row per method, a column per data set: what rates that were searched there gain over those of all images."""
     headline, carried = (table[table.stage == stage] for stage in ("headline", "carried"))
     settings = list(carried.setting.unique())
     rows = []

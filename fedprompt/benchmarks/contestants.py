@@ -21,8 +21,9 @@ TUNED = grid(local__lr=(5e-4, 1e-3), local__prompt_lr=(3e-4, 1e-3, 3e-3))  # whe
 REMEMBERED = grid(local__lr=(5e-4, 2e-3), algorithm__mu=(0.0, 0.1, 1.0))
 UNSEARCHED: Overrides = ("local.lr=5e-4", "local.prompt_lr=1e-3")  # of a method whose trials name something else
 
+ALL_IMAGES = "Fashion-MNIST"
 DATA: dict[str, Overrides] = {
-    "Fashion-MNIST": (),
+    ALL_IMAGES: (),
     "long tail": ("partition.imbalance_factor=50",),
     "two domains": ("data.name=fashion-mnist-small+digits", "data.limit=2000"),  # about as many as the long tail has
 }
@@ -40,6 +41,7 @@ def setting_of(data: str, skew: str) -> str:
 
 SETTINGS = {setting_of(data, skew): (*DATA[data], *SKEW[skew]) for data in DATA for skew in SKEW}
 SEARCHED_UNDER = "alpha 0.1"
+FIRST = setting_of(ALL_IMAGES, SEARCHED_UNDER)  # where all take part
 FEW_IMAGES = ("long tail", "two domains")  # a round has a quarter of the steps there
 
 # name: (what makes the method, its trials)
@@ -75,7 +77,7 @@ WHOLE: dict[str, tuple[Overrides, tuple[Overrides, ...]]] = {
     ),
 }
 WITH_TRIALS = {**HEADLINE, **WHOLE}
-FOR_WHOLE = tuple(setting_of(data, "alpha 0.1") for data in FEW_IMAGES)
+FOR_WHOLE = tuple(setting_of(data, SEARCHED_UNDER) for data in FEW_IMAGES)
 
 
 def twice(trial: Overrides) -> Overrides:
