@@ -11,8 +11,19 @@ import pytest
 
 from fedprompt.benchmarks import comparison
 from fedprompt.benchmarks.comparison_tables import HARDEST_FIRST, accuracies, against_best_baseline, tables
-from fedprompt.benchmarks.contestants import DATA, FEW_IMAGES, HEADLINE, SETTINGS, SKEW, twice
+from fedprompt.benchmarks.contestants import (
+    APART,
+    BEHIND,
+    DATA,
+    FEW_IMAGES,
+    HEADLINE,
+    SETTINGS,
+    SKEW,
+    setting_of,
+    twice,
+)
 from fedprompt.benchmarks.many_runs import FAILED, SEARCH, Job, Kept, rows_of
+from fedprompt.config import load
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +122,17 @@ def test_every_method_has_as_many_trials_and_on_few_images_what_was_chosen_befor
         (setting, method, chosen[method]) in {(job.setting, job.method, job.rates) for job in again}
         for setting, method in by_setting
     )
+
+
+def test_what_is_taken_apart_differs_from_its_kin_by_how_it_aggregates_and_what_on_alone(tmp_path):
+    kept = rows_of(ROOT / "docs" / "results" / "comparison.csv")
+    kin = {job.method: job for job in comparison._headline(tmp_path, False, kept) if job.setting == setting_of(*BEHIND)}
+    jobs = comparison._apart(tmp_path, False, kept)
+    assert {job.method for job in jobs} == set(APART)
+    for job in jobs:
+        ours, theirs = (load(None, list(of.overrides)) for of in (job, kin[APART[job.method][1]]))
+        same = theirs.model_copy(update={"algorithm": ours.algorithm, "seed": ours.seed, "prompt": ours.prompt})
+        assert ours == same, job.method
 
 
 def test_a_run_at_rates_that_are_chosen_no_more_gives_way_to_the_new_one():

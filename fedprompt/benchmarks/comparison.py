@@ -29,6 +29,8 @@ import pandas as pd
 from fedprompt.benchmarks.comparison_tables import figure, show, tables
 from fedprompt.benchmarks.contestants import (
     ALL_IMAGES,
+    APART,
+    BEHIND,
     CLAIMED,
     CONTROLS,
     DATA,
@@ -71,7 +73,8 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Search, run, print the tables; ``quick`` shows with two methods and settings on a tiny backbone that it works."""
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
     base = root / "comparison" if json_path is None else json_path.with_suffix("")
-    stages = (partial(stage, root, quick) for stage in (_search, _search_again, _once, _untuned, _headline, _carried))
+    plan = (_search, _search_again, _once, _untuned, _headline, _carried, _apart)
+    stages = (partial(stage, root, quick) for stage in plan)
     done = run_stages(base.with_suffix(".csv"), table, *stages, kept=rows_of(base.with_suffix(".csv")))
     runs = pd.read_csv(base.with_suffix(".csv"))
     evaluations = curves(done, base.with_suffix(".curves.csv"))
@@ -154,6 +157,19 @@ def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     ]
 
 
+def _apart(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
+    data, _ = BEHIND
+    rates = best_rates(done)[data]
+    return [
+        Job(
+            *(root, "apart", setting_of(*BEHIND), method, seed, rates[kin]),
+            rest=(*SHARED, *makes, *SETTINGS[setting_of(*BEHIND)], f"seed={seed}"),
+        )
+        for seed in (() if quick else SEEDS)
+        for method, (makes, kin) in APART.items()
+    ]
+
+
 def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
     claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
@@ -205,7 +221,8 @@ def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
     one's.
     """
     rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs])
-    names = (SEARCH, "headline", "carried", "untuned", "once", *SETTINGS, *UNTUNED, *WITH_TRIALS, *CONTROLS, *ONCE)
+    stages = (SEARCH, "headline", "carried", "apart", "untuned", "once")
+    names = (*stages, *SETTINGS, *UNTUNED, *WITH_TRIALS, *APART, *ONCE)
     order = ("stage", "setting", "method", "seed", "rates")
     same = rows[list(order)].assign(rates=rows.rates.where(rows.stage == SEARCH)).duplicated(keep="last")
     return sorted_by_names(rows[~same], order, names)

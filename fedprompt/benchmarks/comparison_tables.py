@@ -15,7 +15,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
-from fedprompt.benchmarks.contestants import DATA, FIRST, HEADLINE, SEEDS, SETTLED, SKEW, WHOLE, setting_of
+from fedprompt.benchmarks.contestants import (
+    APART,
+    BEHIND,
+    DATA,
+    FIRST,
+    HEADLINE,
+    SEEDS,
+    SETTLED,
+    SKEW,
+    WHOLE,
+    setting_of,
+)
 from fedprompt.benchmarks.many_runs import spread
 from fedprompt.study.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
@@ -46,6 +57,7 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
         f"Costs and other scores at {FIRST}": costs(runs, FIRST),
         "Rates by data set": rates(runs),
         "Those rates against what was chosen on all images (points)": against_carried(table),
+        f"Memories and pools apart, at {setting_of(*BEHIND)}: test accuracy (%)": apart(table),
         f"Once each, at {FIRST}": once(table),
         "Where nothing was tuned: test accuracy (%)": accuracies(untuned),
         "Where nothing was tuned: against the best baseline (points)": against_best_baseline(untuned),
@@ -142,6 +154,14 @@ def against_carried(table: pd.DataFrame) -> Table:
         ]
         rows.append([method, *(MISSING if old.empty else difference(new, old)[0] for new, old in zip(*by_seed))])
     return Table(["method", *settings], rows)
+
+
+def apart(table: pd.DataFrame) -> Table:
+    """A row per run of what differs from a headline method by a memory or a pool alone, and per such method."""
+    settings = table.setting == setting_of(*BEHIND)
+    kin = {kin for _, kin in APART.values()}
+    runs = table[settings & ((table.stage == "apart") | ((table.stage == "headline") & table.method.isin(kin)))]
+    return accuracies(runs if (runs.stage == "apart").any() else runs[:0])
 
 
 def _short(rates: str | None) -> str:

@@ -99,6 +99,19 @@ CONTROLS: dict[str, tuple[Overrides, str]] = {
     "fedprox, pool, same rates": (("algorithm.name=fedprox", "prompt.kind=pool"), "pfpt-mem"),
 }
 
+# Where memories and pools fall behind: one without the other. name: (what makes the method, whose rates it takes)
+BEHIND = ("long tail", "alpha 0.5")
+APART: dict[str, tuple[Overrides, str]] = {
+    "fedavg, remembered heads": (("algorithm.name=fedmem", "algorithm.remembers=head"), "fedavg"),
+    "lora, remembered heads": (
+        ("algorithm.name=fedmem", "algorithm.remembers=head", "prompt.kind=lora"),
+        "lora, fedavg",
+    ),
+    "head, remembered": (("algorithm.name=fedmem", "prompt.kind=none"), "head"),
+    "fedavg, pool": (("algorithm.name=fedavg", "prompt.kind=pool"), "pfpt"),
+    "fedprox, pool, same rates": CONTROLS["fedprox, pool, same rates"],
+}
+
 # name: (what makes the method, whose chosen rates it takes)
 ONCE: dict[str, tuple[Overrides, str]] = {
     "fedavg, sgd": (("algorithm.name=fedavg", "local.optimizer=sgd"), "scaffold"),
