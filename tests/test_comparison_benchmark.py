@@ -24,6 +24,7 @@ from fedprompt.benchmarks.contestants import (
 )
 from fedprompt.benchmarks.many_runs import FAILED, SEARCH, Job, Kept, rows_of
 from fedprompt.config import load
+from fedprompt.study.tables import MISSING
 
 ROOT = Path(__file__).parent.parent
 
@@ -187,6 +188,14 @@ def test_the_best_mean_of_a_setting_is_on_top_and_bold():
     made = accuracies(made_up(worse=(0.5, (0.60, 0.70)), better=(0.1, (0.9, 0.7))))
     assert made.rows == [["better", "80.0 ± 14.1"], ["worse", "65.0 ± 7.1"]]
     assert made.bold == {(0, 1)}
+
+
+def test_methods_are_in_the_order_of_the_settings_that_all_have():
+    hard = made_up(everywhere=(0.5, (0.3, 0.3)), once=(0.5, (0.4, 0.4)))
+    easy = made_up(everywhere=(0.5, (0.9, 0.9))).assign(setting="easy")
+    made = accuracies(pd.concat([hard, easy]))
+    assert made.rows == [["once", "40.0 ± 0.0", MISSING], ["everywhere", "30.0 ± 0.0", "90.0 ± 0.0"]]
+    assert made.bold == {(0, 1), (1, 2)}
 
 
 def test_the_figure_shows_every_kind_of_skew():
