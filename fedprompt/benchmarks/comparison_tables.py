@@ -160,11 +160,11 @@ def against_carried(table: pd.DataFrame) -> Table:
 
 
 def apart(table: pd.DataFrame) -> Table:
-    """A row per run of what differs from a headline method by a memory or a pool alone, and per such method."""
-    settings = table.setting == setting_of(*BEHIND)
-    kin = {kin for _, kin in APART.values()}
-    runs = table[settings & ((table.stage == "apart") | ((table.stage == "headline") & table.method.isin(kin)))]
-    return accuracies(runs if (runs.stage == "apart").any() else runs[:0])
+    """A row per method with a memory or a pool alone, and per headline method that it is compared with."""
+    there = table[table.setting == setting_of(*BEHIND)]
+    runs = there[there.stage == "apart"]
+    kin = there[(there.stage == "headline") & there.method.isin({kin for _, kin in APART.values()})]
+    return accuracies(runs if runs.empty else pd.concat([kin, runs]))
 
 
 def _short(rates: str | None) -> str:
