@@ -18,7 +18,7 @@ widened on any machine; delete its row to have it run again. One process per cor
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -67,6 +67,8 @@ TINY: Overrides = (
     *(*QUICK, "backbone.image_size=32", "prompt.layer=2", "data.limit=300", "federation.clients=4"),
     *("federation.cohort=2", "federation.rounds=2", "federation.eval_every=1", "tracking.tensorboard=false"),
 )
+
+Run = tuple[str, str, int, Overrides, Overrides]  # setting, method, seed, its rates, what makes the method
 
 
 def main(json_path: Path | None, quick: bool = False) -> None:
@@ -130,13 +132,11 @@ def _headline(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
         *product([FIRST], () if quick else MORE_SEEDS, SETTLED),
         *product(() if quick else FOR_WHOLE, SEEDS, WHOLE),
     ]
-    return [
-        Job(
-            *(root, "headline", setting, method, seed, rates[data_of[setting]][method]),
-            rest=(*SHARED, *WITH_TRIALS[method][0], *SETTINGS[setting], f"seed={seed}", *_small(quick)),
-        )
+    runs = [
+        (setting, method, seed, rates[data_of[setting]][method], WITH_TRIALS[method][0])
         for setting, seed, method in planned
     ]
+    return _at_full_length(root, quick, "headline", runs)
 
 
 def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
@@ -145,53 +145,53 @@ def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
         return []
     rates = best_rates(done)
     first = rates[ALL_IMAGES]
-    return [
-        Job(
-            *(root, "carried", setting, method, seed, first[method]),
-            rest=(*SHARED, *HEADLINE[method][0], *SETTINGS[setting], f"seed={seed}"),
-        )
+    runs = [
+        (setting, method, seed, first[method], HEADLINE[method][0])
         for data in FEW_IMAGES
         for setting in [setting_of(data, SEARCHED_UNDER)]
         for seed, method in product(SEEDS, HEADLINE)
         if rates[data][method] != first[method]
     ]
+    return _at_full_length(root, quick, "carried", runs)
 
 
 def _apart(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
-    data, _ = BEHIND
+    data, skew = BEHIND
     rates = best_rates(done)[data]
-    return [
-        Job(
-            *(root, "apart", setting_of(*BEHIND), method, seed, rates[kin]),
-            rest=(*SHARED, *makes, *SETTINGS[setting_of(*BEHIND)], f"seed={seed}"),
-        )
+    runs = [
+        (setting_of(data, skew), method, seed, rates[kin], makes)
         for seed in (() if quick else SEEDS)
         for method, (makes, kin) in APART.items()
     ]
+    return _at_full_length(root, quick, "apart", runs)
 
 
 def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
     claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
-    return [
-        Job(
-            *(root, "untuned", setting, method, seed, rates[kin]),
-            rest=(*SHARED, *makes, *keys, f"seed={seed}", *_small(quick)),
-        )
-        for setting, keys in UNTUNED.items()
+    runs = [
+        (setting, method, seed, rates[kin], makes)
+        for setting in UNTUNED
         for seed in (*SEEDS, *MORE_SEEDS)[: 2 if quick else None]
         for method, (makes, kin) in {**claimed, **({} if quick else CONTROLS)}.items()
     ]
+    return _at_full_length(root, quick, "untuned", runs)
 
 
 def _once(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
+    runs = [(FIRST, name, 0, _inherited(makes, rates, kin), makes) for name, (makes, kin) in _some(ONCE, quick).items()]
+    return _at_full_length(root, quick, "once", runs)
+
+
+def _at_full_length(root: Path, quick: bool, stage: str, runs: Iterable[Run]) -> list[Job]:
+    keys = {**SETTINGS, **UNTUNED}
     return [
         Job(
-            *(root, "once", FIRST, name, 0, _inherited(makes, rates, kin)),
-            rest=(*SHARED, *makes, *SETTINGS[FIRST], *_small(quick)),
+            *(root, stage, setting, method, seed, rates),
+            rest=(*SHARED, *makes, *keys[setting], f"seed={seed}", *_small(quick)),
         )
-        for name, (makes, kin) in _some(ONCE, quick).items()
+        for setting, method, seed, rates, makes in runs
     ]
 
 

@@ -44,12 +44,10 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
     headline, untuned = (table[table.stage == stage] for stage in ("headline", "untuned"))
     runs = _of_all(headline)
     settled = headline[(headline.setting == FIRST) & headline.method.isin(SETTLED)]
-    of_data = {data: _of(runs, data) for data in DATA}
     all_tables = {
         **{
             f"{data}: test accuracy, mean of the last ten evaluations (%)": accuracies(its_runs)
-            for data, its_runs in of_data.items()
-            if not its_runs.empty
+            for data, its_runs in _by_data(runs).items()
         },
         "Against the best baseline (points)": against_best_baseline(runs),
         f"All seeds of {FIRST}: test accuracy (%)": accuracies(settled),
@@ -135,14 +133,9 @@ def costs(runs: pd.DataFrame, setting: str) -> Table:
 
 def rates(runs: pd.DataFrame) -> Table:
     """A row per method, a column per data set: what its search there chose."""
-    by_data = {data: _of(runs, data).groupby("method").rates.first() for data in DATA}
-    return Table(
-        ["method", *(data for data, chosen in by_data.items() if not chosen.empty)],
-        [
-            [method, *(_short(chosen.get(method)) for chosen in by_data.values() if not chosen.empty)]
-            for method in runs.method.unique()
-        ],
-    )
+    chosen = {data: its_runs.groupby("method").rates.first() for data, its_runs in _by_data(runs).items()}
+    rows = [[method, *(_short(of.get(method)) for of in chosen.values())] for method in runs.method.unique()]
+    return Table(["method", *chosen], rows)
 
 
 def against_carried(table: pd.DataFrame) -> Table:
@@ -193,7 +186,7 @@ def figure(table: pd.DataFrame) -> Figure:
     Bars are standard errors over seeds.
     """
     runs = _of_all(table[table.stage == "headline"])
-    present = [data for data in DATA if not _of(runs, data).empty]
+    present = _by_data(runs)
     methods = runs.groupby("method").last10.mean().sort_values(ascending=False).index
     looks = {**LOOKS, **dict(zip((method for method in HEADLINE if method not in LOOKS), OTHERS))}
     drawn = Figure(figsize=(3.6 * len(present) + 2.4, 4.2), layout="constrained")
@@ -220,9 +213,10 @@ def _of_all(headline: pd.DataFrame) -> pd.DataFrame:
     return headline[headline.seed.isin(SEEDS)]
 
 
-def _of(runs: pd.DataFrame, data: str) -> pd.DataFrame:
-    """The runs on a data set, under whatever skew."""
-    return runs[runs.setting.isin([setting_of(data, skew) for skew in SKEW])]
+def _by_data(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs on every data set that has any, under whatever skew."""
+    of_data = {data: runs[runs.setting.isin([setting_of(data, skew) for skew in SKEW])] for data in DATA}
+    return {data: its_runs for data, its_runs in of_data.items() if not its_runs.empty}
 
 
 def _over_skew(runs: pd.DataFrame, data: str) -> tuple[np.ndarray, np.ndarray]:
