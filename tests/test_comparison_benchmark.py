@@ -16,6 +16,7 @@ from fedprompt.benchmarks.contestants import (
     BEHIND,
     DATA,
     FEW_IMAGES,
+    FIRST,
     HEADLINE,
     SETTINGS,
     SKEW,
@@ -133,6 +134,19 @@ def test_what_is_taken_apart_differs_from_its_kin_by_how_it_aggregates_and_what_
         ours, theirs = (load(None, list(of.overrides)) for of in (job, kin[APART[job.method][1]]))
         same = theirs.model_copy(update={"algorithm": ours.algorithm, "seed": ours.seed, "prompt": ours.prompt})
         assert ours == same, job.method
+
+
+def test_the_studys_federation_differs_from_the_first_setting_in_clients_rounds_and_epochs_alone(tmp_path):
+    kept = rows_of(ROOT / "docs" / "results" / "comparison.csv")
+    here = {(job.method, job.seed): job for job in comparison._headline(tmp_path, False, kept) if job.setting == FIRST}
+    jobs = comparison._study(tmp_path, False, kept)
+    assert len(jobs) == 15
+    for job in jobs:
+        ours, theirs = (load(None, list(of.overrides)) for of in (job, here[job.method, job.seed]))
+        told = (ours.federation.clients, ours.federation.cohort, ours.federation.rounds, ours.local.epochs)
+        assert (*told, ours.local.batch_size) == (100, 10, 120, 5, 16)
+        local = theirs.local.model_copy(update={"epochs": 5})
+        assert ours == theirs.model_copy(update={"federation": ours.federation, "local": local}), job.method
 
 
 def test_a_run_at_rates_that_are_chosen_no_more_gives_way_to_the_new_one():

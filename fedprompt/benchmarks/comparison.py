@@ -38,6 +38,7 @@ from fedprompt.benchmarks.contestants import (
     FIRST,
     FOR_WHOLE,
     HEADLINE,
+    IN_STUDY,
     MORE_SEEDS,
     ONCE,
     SEARCHED_UNDER,
@@ -45,6 +46,7 @@ from fedprompt.benchmarks.contestants import (
     SETTINGS,
     SETTLED,
     SKEW,
+    STUDY,
     UNSEARCHED,
     UNTUNED,
     WHOLE,
@@ -68,6 +70,8 @@ TINY: Overrides = (
     *("federation.cohort=2", "federation.rounds=2", "federation.eval_every=1", "tracking.tensorboard=false"),
 )
 
+DRAWN = ("headline", "study")  # stages whose runs' curves are kept
+
 Run = tuple[str, str, int, Overrides, Overrides]  # setting, method, seed, its rates, what makes the method
 
 
@@ -75,7 +79,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """Search, run, print the tables; ``quick`` shows with two methods and settings on a tiny backbone that it works."""
     root = Path("runs") / ("comparison-quick" if quick else "comparison")
     base = root / "comparison" if json_path is None else json_path.with_suffix("")
-    plan = (_search, _search_again, _once, _untuned, _headline, _carried, _apart)
+    plan = (_search, _search_again, _once, _untuned, _headline, _carried, _apart, _study)
     stages = (partial(stage, root, quick) for stage in plan)
     done = run_stages(base.with_suffix(".csv"), table, *stages, kept=rows_of(base.with_suffix(".csv")))
     runs = pd.read_csv(base.with_suffix(".csv"))
@@ -166,6 +170,13 @@ def _apart(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     return _at_full_length(root, quick, "apart", runs)
 
 
+def _study(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
+    rates = best_rates(done)[ALL_IMAGES]
+    planned = product(STUDY, () if quick else SEEDS, IN_STUDY)
+    runs = [(setting, method, seed, rates[method], HEADLINE[method][0]) for setting, seed, method in planned]
+    return _at_full_length(root, quick, "study", runs)
+
+
 def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
     claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
@@ -185,7 +196,7 @@ def _once(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 
 def _at_full_length(root: Path, quick: bool, stage: str, runs: Iterable[Run]) -> list[Job]:
-    keys = {**SETTINGS, **UNTUNED}
+    keys = {**SETTINGS, **UNTUNED, **STUDY}
     return [
         Job(
             *(root, stage, setting, method, seed, rates),
@@ -221,8 +232,8 @@ def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
     one's.
     """
     rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs])
-    stages = (SEARCH, "headline", "carried", "apart", "untuned", "once")
-    names = (*stages, *SETTINGS, *UNTUNED, *WITH_TRIALS, *APART, *ONCE)
+    stages = (SEARCH, "headline", "carried", "apart", "study", "untuned", "once")
+    names = (*stages, *SETTINGS, *STUDY, *UNTUNED, *WITH_TRIALS, *APART, *ONCE)
     order = ("stage", "setting", "method", "seed", "rates")
     same = rows[list(order)].assign(rates=rows.rates.where(rows.stage == SEARCH)).duplicated(keep="last")
     return sorted_by_names(rows[~same], order, names)
@@ -257,7 +268,7 @@ def _scores(job: Job) -> dict[str, Any]:
 
 
 def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
-    """A row per evaluation of the headline runs that did not fail: test and validation accuracy from 0 to 1.
+    """A row per evaluation of the runs whose curves are shown, if they did not fail: accuracies from 0 to 1.
 
     Of kept runs the rows are those of the table ``earlier``.
     """
@@ -268,11 +279,11 @@ def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
             **{split: record[split]["accuracy"] for split in ("test", "validation")},
         }
         for job in runs
-        if isinstance(job, Job) and job.stage == "headline" and not job.failed
+        if isinstance(job, Job) and job.stage in DRAWN and not job.failed
         for record in metrics.read(job.folder / "metrics.jsonl")
         if "test" in record
     ]
     kept = [pd.read_csv(earlier)] if earlier.exists() else []
     order = ("setting", "method", "seed", "round")
     both = pd.concat([*kept, pd.DataFrame(rows)]).drop_duplicates(order, keep="last")
-    return sorted_by_names(both, order, (*SETTINGS, *WITH_TRIALS))
+    return sorted_by_names(both, order, (*SETTINGS, *STUDY, *WITH_TRIALS))

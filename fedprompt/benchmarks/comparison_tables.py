@@ -41,7 +41,7 @@ OTHERS = [(colour, style, 1.5) for style in ("-", "--") for colour in COLOURS]
 
 def tables(table: pd.DataFrame) -> dict[str, Table]:
     """All tables that have a row, by their titles."""
-    headline, untuned = (table[table.stage == stage] for stage in ("headline", "untuned"))
+    headline, study, untuned = (table[table.stage == stage] for stage in ("headline", "study", "untuned"))
     runs = _of_all(headline)
     settled = headline[(headline.setting == FIRST) & headline.method.isin(SETTLED)]
     all_tables = {
@@ -56,6 +56,8 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
         "Rates by data set": rates(runs),
         "Those rates against what was chosen on all images (points)": against_carried(table),
         f"Memories and pools apart, at {setting_of(*BEHIND)}: test accuracy (%)": apart(table),
+        "In the study's federation: test accuracy (%)": accuracies(study),
+        "In the study's federation: against the best baseline (points)": against_best_baseline(study),
         f"Once each, at {FIRST}": once(table),
         "Where nothing was tuned: test accuracy (%)": accuracies(untuned),
         "Where nothing was tuned: against the best baseline (points)": against_best_baseline(untuned),

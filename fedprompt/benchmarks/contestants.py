@@ -94,6 +94,15 @@ SETTLED = ("pfpt", "fedavg", "fedprox", "pfpt-mem")
 # What nothing was searched or chosen on, for those that a claim is about, and eight seeds.
 UNTUNED = {"digits, alpha 0.1": ("data.name=digits", "partition.alpha=0.1")}
 CLAIMED = ("pfpt", "fedavg", "fedprox", "head", "lora, fedavg", "fedmem, pool", "pfpt-mem")
+# As many clients, rounds and epochs as in the PFPT study, on all images, for those that a claim is about.
+STUDY = {
+    "study's federation, alpha 0.1": (
+        *SKEW["alpha 0.1"],
+        *("federation.clients=100", "federation.cohort=10", "federation.rounds=120", "local.epochs=5"),
+        "federation.eval_every=4",
+    ),
+}
+IN_STUDY = ("pfpt", "fedavg", "fedprox", "head", "pfpt-mem")
 # Is it the rates? name: (what makes the method, whose chosen rates it takes)
 CONTROLS: dict[str, tuple[Overrides, str]] = {
     "fedprox, pool, same rates": (("algorithm.name=fedprox", "prompt.kind=pool"), "pfpt-mem"),
