@@ -96,7 +96,7 @@ UNTUNED = {"digits, alpha 0.1": ("data.name=digits", "partition.alpha=0.1")}
 CLAIMED = ("pfpt", "fedavg", "fedprox", "head", "lora, fedavg", "fedmem, pool", "pfpt-mem")
 # As many clients, rounds and epochs as in the PFPT study, on all images, for those that a claim is about.
 STUDY = {
-    "study's federation, alpha 0.1": (
+    "100 clients, alpha 0.1": (
         *SKEW["alpha 0.1"],
         *("federation.clients=100", "federation.cohort=10", "federation.rounds=120", "local.epochs=5"),
         "federation.eval_every=4",
