@@ -27,15 +27,25 @@ start() {
     disown
 }
 
+# wait_for NAME: until it runs; fails where it has ended instead.
 wait_for() {
     until grep -qs 'Ray runtime started' "$dir/$1.log"; do
-        if ! kill -0 "$(cat "$dir/$1.pid")" 2>/dev/null; then
-            tail -n 5 "$dir/$1.log" >&2
-            down
-            fail "$1 did not start"
-        fi
+        kill -0 "$(cat "$dir/$1.pid")" 2>/dev/null || return 1
         sleep 0.2
     done
+}
+
+# bring_up NAME ARGUMENT...: start it, up to three times: on a busy machine Ray's half a minute may be too short.
+bring_up() {
+    local attempt
+    for attempt in 1 2 3; do
+        start "$@"
+        wait_for "$1" && return
+        kill -KILL -- "-$(cat "$dir/$1.pid")" 2>/dev/null || true  # what it has left
+    done
+    tail -n 5 "$dir/$1.log" >&2
+    down
+    fail "$1 did not start"
 }
 
 up() {
@@ -47,12 +57,10 @@ up() {
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$dir/token"
     cpus=$(($(nproc) / (workers + 1)))
     cpus=$((cpus > 0 ? cpus : 1))
-    start head --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
+    bring_up head --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
         --ray-client-server-port=$((port - 1))
-    wait_for head
     for ((i = 1; i <= workers; i++)); do
-        start "worker$i" --address="127.0.0.1:$port" --num-gpus=0
-        wait_for "worker$i"  # one after the other: Ray gives each half a minute
+        bring_up "worker$i" --address="127.0.0.1:$port" --num-gpus=0  # one after the other, for Ray's half a minute
     done
     cat <<EOF
 A head and $workers workers with $cpus CPUs each are up. In a shell that is to use them:

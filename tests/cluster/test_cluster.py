@@ -204,6 +204,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_local_sh_starts_a_raylet_that_timed_out_up_to_three_times(local, failures):
+    folder, env, _ = local
+    (folder / "bin").mkdir()
+    ray, starts = folder / "bin" / "ray", folder / "starts"
+    ray.write_text(
+        f"#!/bin/sh\necho $2 >> {starts}\n"
+        f"[ $(wc -l < {starts}) -gt {failures} ] || {{ echo timed out; exit 1; }}\n"
+        "echo Ray runtime started; exec sleep 300\n"
+    )
+    ray.chmod(0o755)
+    env["PATH"] = f"{ray.parent}:{env['PATH']}"
+    ended = subprocess.run([ROOT / "cluster" / "local.sh", "up", "0"], env=env, capture_output=True, text=True)
+    assert len(starts.read_text().splitlines()) == 3
+    if failures == 2:
+        assert (ended.returncode, (folder / "c").exists()) == (0, True)
+    else:
+        assert (ended.returncode, ended.stderr) == (1, "timed out\nlocal.sh: head did not start\n")
+        assert not (folder / "c").exists()
+
+
 def test_local_sh_starts_a_closed_cluster_runs_a_sweep_as_a_job_and_leaves_nothing(local, tmp_path):
     folder, env, script = local
     said = script("up", "1")
