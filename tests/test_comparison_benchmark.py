@@ -145,8 +145,9 @@ def test_the_studys_federation_differs_from_the_first_setting_in_clients_rounds_
         ours, theirs = (load(None, list(of.overrides)) for of in (job, here[job.method, job.seed]))
         told = (ours.federation.clients, ours.federation.cohort, ours.federation.rounds, ours.local.epochs)
         assert (*told, ours.local.batch_size) == (100, 10, 120, 5, 16)
-        local = theirs.local.model_copy(update={"epochs": 5})
-        assert ours == theirs.model_copy(update={"federation": ours.federation, "local": local}), job.method
+        shape = {"clients": 100, "cohort": 10, "rounds": 120, "eval_every": 4}
+        federation, local = theirs.federation.model_copy(update=shape), theirs.local.model_copy(update={"epochs": 5})
+        assert ours == theirs.model_copy(update={"federation": federation, "local": local}), job.method
 
 
 def test_a_run_at_rates_that_are_chosen_no_more_gives_way_to_the_new_one():

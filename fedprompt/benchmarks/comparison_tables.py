@@ -50,19 +50,23 @@ def tables(table: pd.DataFrame) -> dict[str, Table]:
             for data, its_runs in _by_data(runs).items()
         },
         "Against the best baseline (points)": against_best_baseline(runs),
-        f"All seeds of {FIRST}: test accuracy (%)": accuracies(settled),
-        f"All seeds of {FIRST}: against the best baseline (points)": against_best_baseline(settled),
+        **_with_differences(f"All seeds of {FIRST}", settled),
         f"Costs and other scores at {FIRST}": costs(runs, FIRST),
         "Rates by data set": rates(runs),
         "Those rates against what was chosen on all images (points)": against_carried(table),
         f"Memories and pools apart, at {setting_of(*BEHIND)}: test accuracy (%)": apart(table),
-        "In the study's federation: test accuracy (%)": accuracies(study),
-        "In the study's federation: against the best baseline (points)": against_best_baseline(study),
+        **_with_differences("In the study's federation", study),
         f"Once each, at {FIRST}": once(table),
-        "Where nothing was tuned: test accuracy (%)": accuracies(untuned),
-        "Where nothing was tuned: against the best baseline (points)": against_best_baseline(untuned),
+        **_with_differences("Where nothing was tuned", untuned),
     }
     return {title: made for title, made in all_tables.items() if made.rows}
+
+
+def _with_differences(where: str, runs: pd.DataFrame) -> dict[str, Table]:
+    return {
+        f"{where}: test accuracy (%)": accuracies(runs),
+        f"{where}: against the best baseline (points)": against_best_baseline(runs),
+    }
 
 
 def accuracies(runs: pd.DataFrame) -> Table:
