@@ -20,19 +20,17 @@ PRIORS = ("odds", "reference", "none")
 CLIENTS, PROMPTS, WIDTH, HIDDEN = 3, 2, 5, 4
 
 
-class Naive:
+class Naive(nn.Module):
     """The formulas, word for word: loops, ``nn`` modules, autograd, float64, indicators z [C, n, K]."""
 
-    def __init__(self, flat: torch.Tensor, candidates: int, width: int, hidden: int) -> None:
-        named = model.views(flat.clone(), model.parameter_shapes(candidates, width, hidden))
-        self.phi = nn.Parameter(named["phi"].clone())
+    def __init__(self, drawn: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        hidden, width = drawn["sigma.0.weight"].shape
+        self.phi = nn.Parameter(drawn["phi"].clone())
         self.sigma = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.Sigmoid()).double()
         self.p = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid()).double()
         for prefix, net in (("sigma.", self.sigma), ("p.", self.p)):
-            net.load_state_dict({key.removeprefix(prefix): v for key, v in named.items() if key.startswith(prefix)})
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [self.phi, *self.sigma.parameters(), *self.p.parameters()]
+            net.load_state_dict({key.removeprefix(prefix): v for key, v in drawn.items() if key.startswith(prefix)})
 
     def log_normal(self, prompt: torch.Tensor, k: int) -> torch.Tensor:
         return torch.distributions.Normal(self.phi[k], self.sigma(self.phi[k])).log_prob(prompt).sum()
@@ -76,17 +74,14 @@ def best_by_brute_force(weights: np.ndarray) -> tuple[int, ...]:
 
 
 @pytest.fixture
-def small() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sets [C, n, D], a flat buffer whose φ is no longer where it starts, and an assignment with a shared candidate."""
+def small() -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """Sets [C, n, D], parameters whose φ is no longer where it starts, and an assignment with a shared candidate."""
     rng = np.random.default_rng(0)
     sets = torch.from_numpy(rng.normal(size=(CLIENTS, PROMPTS, WIDTH)))
-    flat, _ = start(sets, HIDDEN, rng)
-    flat += 0.3 * torch.from_numpy(rng.normal(size=flat.shape))
-    return sets, flat, torch.tensor([[0, 3], [3, 1], [5, 0]])
-
-
-def named(flat: torch.Tensor) -> dict[str, torch.Tensor]:
-    return model.views(flat, model.parameter_shapes(CLIENTS * PROMPTS, WIDTH, HIDDEN))
+    parameters, _ = start(sets, HIDDEN, rng)
+    for own in parameters.values():
+        own += 0.3 * torch.from_numpy(rng.normal(size=own.shape))
+    return sets, parameters, torch.tensor([[0, 3], [3, 1], [5, 0]])
 
 
 def naive_total(naive: Naive, sets: torch.Tensor, assignment: torch.Tensor, prior: str) -> torch.Tensor:
@@ -96,40 +91,36 @@ def naive_total(naive: Naive, sets: torch.Tensor, assignment: torch.Tensor, prio
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_objective_is_the_written_formula(small, prior):
-    sets, flat, assignment = small
-    naive = Naive(flat, CLIENTS * PROMPTS, WIDTH, HIDDEN)
-    got = model.objective(named(flat), sets, assignment, prior)
+    sets, parameters, assignment = small
+    naive = Naive(parameters)
+    got = model.objective(parameters, sets, assignment, prior)
     assert got.item() == pytest.approx(naive_total(naive, sets, assignment, prior).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_gradient_is_that_of_the_written_formula(small, prior):
-    sets, flat, assignment = small
-    naive = Naive(flat, CLIENTS * PROMPTS, WIDTH, HIDDEN)
+    sets, parameters, assignment = small
+    naive = Naive(parameters)
     naive_total(naive, sets, assignment, prior).backward()
-    got = torch.full_like(flat, math.nan)  # whatever is not written stays visible
-    model.write_gradient(named(flat), model.forward(named(flat)), sets, assignment, prior, out=named(got))
-    grads = [torch.zeros_like(own) if own.grad is None else own.grad for own in naive.parameters()]
-    expected = torch.cat([grad.flatten() for grad in grads])
-    assert expected.abs().min() == 0 or prior == "odds"  # with the others, unmatched candidates feel nothing
+    expected = {name: own.grad for name, own in naive.named_parameters() if own.grad is not None}
+    assert (expected["phi"].abs().min() == 0) == (prior != "odds")  # unmatched candidates feel the odds alone
+    got = model.gradient(parameters, model.forward(parameters, prior), sets, assignment, prior)
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_weights_are_the_written_formula(small, prior):
-    sets, flat, assignment = small
-    naive = Naive(flat, CLIENTS * PROMPTS, WIDTH, HIDDEN)
+    sets, parameters, assignment = small
+    naive = Naive(parameters)
     z = indicators(assignment, CLIENTS * PROMPTS)
     expected = torch.stack([naive.weights(sets[t], z[t], prior) for t in range(CLIENTS)])
-    parameters = named(flat)
     seen = [model.evidence(part, parameters["phi"], model.forward(parameters)) for part in sets.split((1, 2))]
     got = model.matching_weights(seen, WIDTH, assignment, prior)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_odds_weight_is_what_the_objective_gains_by_using_a_candidate(small):
-    sets, flat, _ = small
-    parameters = named(flat)
+    sets, parameters, _ = small
     before = torch.tensor([[0, 3]])
     after = torch.tensor([[4, 3]])
     seen = model.evidence(sets[:1], parameters["phi"], model.forward(parameters))
@@ -174,12 +165,11 @@ def test_tiny_sigmas_give_finite_and_hopeless_likelihoods():
 
 
 def test_without_a_prior_the_p_net_has_no_say_and_is_not_run(small, monkeypatch):
-    sets, flat, assignment = small
+    sets, parameters, assignment = small
     ran = []
     monkeypatch.setattr(model, "plain_linear", lambda x, w, b=0: ran.append(w.shape) or x @ w.T + b)
     results = []
     for shift in (0.0, 3.0):
-        parameters = named(flat.clone())
         parameters["p.2.weight"] += shift
         nets = model.forward(parameters, "none")
         seen = model.evidence(sets, parameters["phi"], nets)
@@ -190,9 +180,8 @@ def test_without_a_prior_the_p_net_has_no_say_and_is_not_run(small, monkeypatch)
 
 
 def test_nothing_overflows_when_the_prior_saturates(small):
-    sets, flat, assignment = small
-    named(flat)["p.2.bias"].fill_(800.0)  # p = 1 and log(1 - p) = -800 in exact arithmetic
-    parameters = named(flat)
+    sets, parameters, assignment = small
+    parameters["p.2.bias"].fill_(800.0)  # p = 1 and log(1 - p) = -800 in exact arithmetic
     assert torch.isfinite(model.objective(parameters, sets, assignment, "odds"))
     for prior in PRIORS:
         seen = model.evidence(sets, parameters["phi"], model.forward(parameters))
@@ -209,9 +198,9 @@ def test_matching_equals_brute_force():
 
 def naive_fit(sets, settings, seed):
     """The schedules as the docstring tells them, step by step, on :class:`Naive`."""
-    clients, prompts, width = sets.shape
-    flat, assignment = start(sets, settings.hidden, np.random.default_rng(seed))
-    naive = Naive(flat, clients * prompts, width, settings.hidden)
+    clients, prompts, _ = sets.shape
+    parameters, assignment = start(sets, settings.hidden, np.random.default_rng(seed))
+    naive = Naive(parameters)
     adam = torch.optim.Adam(naive.parameters(), lr=settings.lr)
     for _ in range(settings.sweeps):
         groups = [[t] for t in range(clients)] if settings.schedule == "sequential" else [list(range(clients))]

@@ -41,18 +41,17 @@ Prior = Literal["odds", "reference", "none"]
 _relu_backward = torch.ops.aten.threshold_backward.default
 # Unused candidates' σ falls without end. Here 1/σ² is still far from overflowing, and no candidate in use comes near.
 _LEAST_SIGMA = 1e-15
-# A squared distance below this share of its expanded terms has lost four bits to cancellation.
-_CLOSE = 1 / 16
-# Expanded terms below this are exact to a thousandth, cancelled or not: a weight's own size is that of D.
-_HARMLESS = 1000
+# A squared distance below this share of the candidate's own square has lost four bits to cancellation.
+_CLOSE = 1 / 8
+# Where a candidate's square is below this, distances are exact to a thousandth, cancelled or not: their size is D's.
+_HARMLESS = 500
 # Pairs whose differences [pairs, D] are held at a time: they stay in the cache.
 _PAIRS = 256
 
 
-def parameter_shapes(candidates: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of φ [K, D] and of both nets, laid out as ``nn.Sequential(Linear, ReLU, Linear)``."""
+def net_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of both nets, laid out as ``nn.Sequential(Linear, ReLU, Linear)``."""
     return {
-        "phi": (candidates, width),
         "sigma.0.weight": (hidden, width),
         "sigma.0.bias": (hidden,),
         "sigma.2.weight": (width, hidden),
@@ -64,26 +63,18 @@ def parameter_shapes(candidates: int, width: int, hidden: int) -> dict[str, tupl
     }
 
 
-def views(flat: Tensor, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return named views that together cover the one-dimensional buffer ``flat``."""
-    parts = flat.split([math.prod(shape) for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def initial_parameters(prompts: Tensor, hidden: int, generator: torch.Generator) -> Tensor:
-    """Return the flat buffer of a fresh model: φ = ``prompts`` [K, D], nets as ``nn.Linear`` starts them.
+def initial_parameters(prompts: Tensor, hidden: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return a fresh model: ``phi`` = ``prompts`` [K, D], and both nets as ``nn.Linear`` starts them.
 
     The numbers are drawn on the CPU in float32, so that they are the same for every device and precision.
     """
-    candidates, width = prompts.shape
-    flat = torch.empty(sum(map(math.prod, parameter_shapes(candidates, width, hidden).values())))
-    for name, view in views(flat, parameter_shapes(candidates, width, hidden)).items():
-        if name != "phi":
-            fan_in = hidden if ".2." in name else width
-            view.uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-    flat = flat.to(prompts.device, prompts.dtype)
-    flat[: prompts.numel()] = prompts.reshape(-1)
-    return flat
+    width = prompts.shape[1]
+    parameters = {"phi": prompts.clone()}
+    for name, shape in net_shapes(width, hidden).items():
+        bound = (hidden if ".2." in name else width) ** -0.5
+        drawn = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        parameters[name] = drawn.to(prompts.device, prompts.dtype)
+    return parameters
 
 
 @dataclass(frozen=True)
@@ -138,16 +129,19 @@ def _normal(distance: Tensor, log_determinant: Tensor, width: int) -> Tensor:
 def _distance(prompts: Tensor, phi: Tensor, sigma: Tensor) -> Tensor:
     """Return Σ_d (x - φ)² / σ² for every prompt and candidate, [n, K].
 
-    It is expanded, so that its sums over D are matrix products. Where the expansion cancels and its terms are large,
-    for prompts close to a candidate of small σ, the distance is taken from the difference.
+    It is expanded, x² / σ² - 2x φ / σ² + φ² / σ², so that it is one matrix product. Where the expansion cancels and its
+    terms are large, for prompts close to a candidate of small σ, the distance is taken from the difference.
     """
-    precision = sigma.pow(-2)
-    scaled = phi * precision
-    terms = plain_linear(prompts.square(), precision, torch.linalg.vecdot(phi, scaled))  # [n, K]
-    distance = plain_linear(prompts, scaled).mul_(-2).add_(terms)
-    close = ((distance < _CLOSE * terms) & (terms > _HARMLESS)).nonzero()
-    for row, k in (pairs.T for pairs in close.split(_PAIRS) if len(pairs)):
-        distance[row, k] = (prompts[row] - phi[k]).square_().mul_(precision[k]).sum(1)
+    factors = sigma.new_empty(len(sigma), 2, sigma.shape[1])
+    precision, scaled = factors.unbind(1)
+    torch.pow(sigma, -2, out=precision)
+    torch.mul(phi, precision, out=scaled)
+    own = torch.linalg.vecdot(phi, scaled)  # [K]
+    distance = plain_linear(torch.cat([prompts.square(), -2 * prompts], 1), factors.flatten(1), own)
+    close = (distance < _CLOSE * F.threshold(own, _HARMLESS, 0)).nonzero()
+    for row, k in (pairs.unbind(1) for pairs in close.split(_PAIRS) if len(pairs)):
+        squares = prompts.index_select(0, row).sub_(phi.index_select(0, k)).square_()
+        distance[row, k] = torch.linalg.vecdot(squares, precision.index_select(0, k))
     return distance
 
 
@@ -194,60 +188,65 @@ def objective(parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, p
     return likelihood + matched + len(sets) * absent.sum() - absent[assignment].sum()
 
 
-def write_gradient(
-    parameters: dict[str, Tensor],
-    nets: Forward,
-    sets: Tensor,
-    assignment: Tensor,
-    prior: Prior,
-    out: dict[str, Tensor],
-) -> None:
-    """Write the gradient of :func:`objective` into ``out``, given ``nets = forward(parameters, prior)``."""
-    _write_p_gradient(parameters, nets, assignment, prior, out)
-    _add_sigma_gradient(parameters, nets, sets, assignment, out)
+def gradient(
+    parameters: dict[str, Tensor], nets: Forward, sets: Tensor, assignment: Tensor, prior: Prior
+) -> dict[str, Tensor]:
+    """Return the gradient of :func:`objective`, given ``nets = forward(parameters, prior)``; no p-net's if no prior.
 
-
-def _write_p_gradient(
-    parameters: dict[str, Tensor], nets: Forward, assignment: Tensor, prior: Prior, out: dict[str, Tensor]
-) -> None:
-    """Write the gradient of the prior terms.
-
-    With u_k = Σ_t (c_tk - p_k), the derivative by the logit, and h_k = relu(V φ_k + a), logit_k = w·h_k + b:
-    ∂w = Σ_k u_k h_k, and the hidden layer receives g_k = u_k w ⊙ 1[h_k > 0], so ∂V = Σ_k g_k φ_kᵀ and ∂φ_k = Vᵀ g_k.
-    """
-    if prior == "none":
-        for name in ("phi", "p.0.weight", "p.0.bias", "p.2.weight", "p.2.bias"):
-            out[name].zero_()
-        return
-    users = torch.zeros_like(nets.logit)
-    users.index_add_(0, assignment.flatten(), users.new_ones(assignment.numel()))
-    exposed = users if prior == "reference" else torch.full_like(users, len(assignment))
-    upstream = users - exposed * torch.sigmoid(nets.logit)  # [K]
-    out["p.2.bias"].copy_(upstream.sum())
-    torch.mv(nets.hidden_p.T, upstream, out=out["p.2.weight"][0])
-    hidden = _relu_backward(torch.outer(upstream, parameters["p.2.weight"][0]), nets.hidden_p, 0)  # [K, H]
-    torch.sum(hidden, 0, out=out["p.0.bias"])
-    out["p.0.weight"].copy_(product(hidden.T, parameters["phi"]))
-    out["phi"].copy_(product(hidden, parameters["p.0.weight"]))
-
-
-def _add_sigma_gradient(
-    parameters: dict[str, Tensor], nets: Forward, sets: Tensor, assignment: Tensor, out: dict[str, Tensor]
-) -> None:
-    """Write the σ-net's gradient of the likelihood, and add the likelihood's to that of φ; matched rows only.
-
-    With r = p_tj - φ_k and σ = sigmoid(s): ∂log N/∂φ_k = r / σ² directly, and ∂log N/∂s = (r² / σ² - 1)(1 - σ), which
-    goes back through s = W relu(V φ_k + a) + b as in :func:`_write_p_gradient`.
+    The likelihood concerns the matched candidates only: C·n rows, which repeat where clients share a candidate.
     """
     matched = assignment.flatten()
+    grads = _likelihood_gradient(parameters, nets, sets, matched)
+    rows = grads["phi"]  # [C·n, D]
+    if prior == "odds":  # every candidate feels the prior: c_tk - p_k, summed over clients
+        p = torch.sigmoid(nets.logit)
+        upstream = p.mul_(-len(assignment)).index_add_(0, matched, p.new_ones(len(matched)))
+        grads |= _prior_gradient(parameters, parameters["phi"], nets.hidden_p, upstream)
+    else:
+        if prior == "reference":  # only the matched ones do: 1 - p_k
+            phi, hidden = (each.index_select(0, matched) for each in (parameters["phi"], nets.hidden_p))
+            upstream = torch.sigmoid(-nets.logit.index_select(0, matched))
+            grads |= _prior_gradient(parameters, phi, hidden, upstream)
+            rows += grads["phi"]
+        grads["phi"] = torch.zeros_like(parameters["phi"])
+    grads["phi"].index_add_(0, matched, rows)  # on a CPU it adds up in a fixed order
+    return grads
+
+
+def _prior_gradient(parameters: dict[str, Tensor], phi: Tensor, hidden: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    """Return the p-net's gradient of the prior terms, and that of the rows ``phi`` [R, D] that they concern.
+
+    With u_k, the derivative by the logit (``upstream`` [R]), h_k = relu(V φ_k + a) (``hidden`` [R, H]) and
+    logit_k = w·h_k + b: ∂w = Σ_k u_k h_k, and the hidden layer receives g_k = u_k w ⊙ 1[h_k > 0], so ∂V = Σ_k g_k φ_kᵀ
+    and ∂φ_k = Vᵀ g_k.
+    """
+    inner = _relu_backward(upstream.unsqueeze(1) * parameters["p.2.weight"], hidden, 0)  # [R, H]
+    return {
+        "phi": product(inner, parameters["p.0.weight"]),
+        "p.0.weight": product(inner.T, phi),
+        "p.0.bias": inner.sum(0),
+        "p.2.weight": torch.mv(hidden.T, upstream).unsqueeze(0),
+        "p.2.bias": upstream.sum(0, keepdim=True),
+    }
+
+
+def _likelihood_gradient(
+    parameters: dict[str, Tensor], nets: Forward, sets: Tensor, matched: Tensor
+) -> dict[str, Tensor]:
+    """Return the σ-net's gradient of the likelihood, and that of the rows of φ that are ``matched`` [C·n].
+
+    With r = p_tj - φ_k and σ = sigmoid(s): ∂log N/∂φ_k = r / σ² directly, and ∂log N/∂s = (r² / σ² - 1)(1 - σ), which
+    goes back through s = W relu(V φ_k + a) + b as in :func:`_prior_gradient`.
+    """
     phi, sigma, hidden = (each.index_select(0, matched) for each in (parameters["phi"], nets.sigma, nets.hidden_sigma))
     residual = sets.flatten(0, 1) - phi
     pull = residual / sigma.square()
     upstream = (residual * pull - 1) * (1 - sigma)
-    torch.sum(upstream, 0, out=out["sigma.2.bias"])
-    out["sigma.2.weight"].copy_(product(upstream.T, hidden))
     inner = _relu_backward(product(upstream, parameters["sigma.2.weight"]), hidden, 0)
-    torch.sum(inner, 0, out=out["sigma.0.bias"])
-    out["sigma.0.weight"].copy_(product(inner.T, phi))
-    total = pull.add_(product(inner, parameters["sigma.0.weight"]))
-    out["phi"].index_add_(0, matched, total)  # on a CPU it adds up in a fixed order
+    return {
+        "phi": pull.add_(product(inner, parameters["sigma.0.weight"])),
+        "sigma.0.weight": product(inner.T, phi),
+        "sigma.0.bias": inner.sum(0),
+        "sigma.2.weight": upstream.T @ hidden,  # so thin that oneDNN's rearranging would take as long again
+        "sigma.2.bias": upstream.sum(0),
+    }

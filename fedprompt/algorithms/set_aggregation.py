@@ -22,14 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.optim.adam import adam
 
 from fedprompt.algorithms import generative_model as model
 from fedprompt.errors import InputError, did_you_mean
@@ -139,26 +137,22 @@ def match(weights: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(weights, maximize=True)[1]
 
 
-def start(sets: Tensor, hidden: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Draw the start of a fit: the flat parameters (φ at all local prompts) and a random assignment [C, n]."""
+def start(sets: Tensor, hidden: int, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw the start of a fit: the parameters (φ at all local prompts) and a random assignment [C, n]."""
     clients, prompts, width = sets.shape
     generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-    flat = model.initial_parameters(sets.reshape(-1, width), hidden, generator)
+    parameters = model.initial_parameters(sets.reshape(-1, width), hidden, generator)
     drawn = [rng.choice(clients * prompts, prompts, replace=False) for _ in range(clients)]
-    return flat, torch.from_numpy(np.stack(drawn)).to(sets.device)
+    return parameters, torch.from_numpy(np.stack(drawn)).to(sets.device)
 
 
 def fit(
     sets: Tensor, settings: GenerativeSettings, rng: np.random.Generator
 ) -> tuple[dict[str, Tensor], Tensor, float]:
     """Alternate steps and matchings; return the parameters, the assignment [C, n] and the share changed at last."""
-    clients, prompts, width = sets.shape
-    flat, assignment = start(sets, settings.hidden, rng)
-    shapes = model.parameter_shapes(clients * prompts, width, settings.hidden)
-    parameters = model.views(flat, shapes)
-    flat.grad = torch.zeros_like(flat)
-    gradient = model.views(flat.grad, shapes)
-    step = _ascent(flat, settings.lr)
+    clients, _, width = sets.shape
+    parameters, assignment = start(sets, settings.hidden, rng)
+    step = _ascent(parameters, settings.lr)
     size = 1 if settings.schedule == "sequential" else clients
     previous = assignment
     for _ in range(settings.sweeps):
@@ -167,8 +161,7 @@ def fit(
             group = slice(stop - size, stop)
             nets = model.forward(parameters, settings.prior)
             seen.append(model.evidence(sets[group], parameters["phi"], nets))
-            model.write_gradient(parameters, nets, sets[group], assignment[group], settings.prior, out=gradient)
-            step()
+            step(model.gradient(parameters, nets, sets[group], assignment[group], settings.prior))
             if len(seen) == MATCHED_TOGETHER or stop == clients:
                 behind = slice(stop - size * len(seen), stop)
                 weights = model.matching_weights(seen, width, assignment[behind], settings.prior).cpu().numpy()
@@ -177,15 +170,21 @@ def fit(
     return parameters, assignment, (assignment != previous).double().mean().item()
 
 
-def _ascent(flat: Tensor, lr: float) -> Callable[[], None]:
-    """Return a function that makes an Adam step up the gradient ``flat.grad``.
+def _ascent(parameters: dict[str, Tensor], lr: float) -> Callable[[dict[str, Tensor]], None]:
+    """Return a function that makes an Adam step of ``parameters`` up a gradient, which names the same at each call.
 
-    ``torch.optim.Adam`` as a function of its state: what the class adds around it costs as much time as the step.
+    The operation behind ``torch.optim.Adam(fused=True)``: what the class adds around it costs as much as the step.
     """
-    state = [[torch.zeros_like(flat)] for _ in range(2)]
+    means, squares = ({name: torch.zeros_like(own) for name, own in parameters.items()} for _ in range(2))
+    steps = torch.zeros((), device=parameters["phi"].device)
     settings = {"lr": lr, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
-    tensors = ([flat], [flat.grad], *state, [], [torch.zeros((), device=flat.device)])
-    return partial(adam, *tensors, fused=True, maximize=True, **settings)
+
+    def step(gradient: dict[str, Tensor]) -> None:
+        steps.add_(1)
+        lists = [[each[name] for name in gradient] for each in (parameters, gradient, means, squares)]
+        torch._fused_adam_(*lists, [], [steps] * len(gradient), maximize=True, **settings)
+
+    return step
 
 
 def _most_used(assignment: Tensor, max_size: int | None) -> Tensor:

@@ -1,10 +1,10 @@
 """PFPT's server step against the straightforward form of the published one, on the same input, in turn.
 
 The straightforward form is written for this comparison: PyTorch modules and autograd, a Python loop over candidates,
-one Adam step and one matching per client, everything computed anew each time. It takes minutes, so it is timed over two
-sweeps, before and after our own fits, and the mean is extrapolated. Both start from the same parameters and
-assignments; the assignments after those sweeps must agree. ``joint`` is compared with the same slow form: it fits the
-same model in fewer, larger steps.
+one Adam step and one matching per client, everything computed anew each time. It takes minutes, so each turn times two
+of its sweeps and extrapolates. Both start from the same parameters and assignments; the assignments after those sweeps
+must agree. ``joint`` is compared with the same slow form: it fits the same model in fewer, larger steps. All this under
+the default prior, and under that of the published code (``reference``), whose gradient concerns fewer candidates.
 
 Then, how the cost of our own form grows with the number of clients C, prompts n and width D.
 """
@@ -25,8 +25,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
+from torch.nn.functional import logsigmoid, one_hot
 
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets, fit, start
+from fedprompt.benchmarks.turns import in_turn, ratio
 
 CLIENTS, PROMPTS, WIDTH, SWEEPS = 10, 20, 768, 50
 SLOW_SWEEPS = 2
@@ -37,61 +39,75 @@ GROWTH = [(10, 20, 768), (20, 20, 768), (50, 20, 768), (100, 20, 768), (10, 40, 
 def main(json_path: Path | None, quick: bool = False) -> None:
     """Print times, ratios, agreement and growth; ``quick`` is a small case that shows that it works."""
     sets = _sets(3, 5, 64) if quick else _sets(CLIENTS, PROMPTS, WIDTH)
-    repetitions = 1 if quick else 5
-    settings = GenerativeSettings(sweeps=SWEEPS)
-    before, slow = _timed(lambda: straightforward(sets, settings, SLOW_SWEEPS))
-    seconds: dict[str, list[float]] = {"sequential": [], "joint": []}
-    for _ in range(repetitions):
-        for schedule, times in seconds.items():
-            chosen = replace(settings, schedule=schedule)
-            times.append(_timed(lambda chosen=chosen: aggregate_sets(sets, chosen, np.random.default_rng(0)))[0])
-    after, _ = _timed(lambda: straightforward(sets, settings, SLOW_SWEEPS))
-    slow_seconds = (before + after) / 2
-    with torch.no_grad():
-        _, ours, _ = fit(sets, replace(settings, sweeps=SLOW_SWEEPS), np.random.default_rng(0))
-    same = float((ours == slow).double().mean())
-    extrapolated = slow_seconds * SWEEPS / SLOW_SWEEPS
-    result: dict[str, Any] = {
-        "shape": list(sets.shape),
-        "threads": torch.get_num_threads(),
-        "straightforward_seconds": {"timed": [before, after], "sweeps": SLOW_SWEEPS, "extrapolated": extrapolated},
-        "same_assignments": same,
-        **{f"{name}_seconds": times for name, times in seconds.items()},
-        **{f"{name}_ratio": extrapolated / median(times) for name, times in seconds.items()},
-    }
-    click.echo(f"C, n, D = {tuple(sets.shape)}, {SWEEPS} sweeps, {torch.get_num_threads()} thread(s)")
-    click.echo(f"straightforward: {slow_seconds:.1f} s for {SLOW_SWEEPS} sweeps, extrapolated to {extrapolated:.0f} s")
-    for name, times in seconds.items():
-        ratio = result[f"{name}_ratio"]
-        click.echo(f"{name}: {median(times):.3f} s ({min(times):.3f} to {max(times):.3f}), {ratio:.0f} times as fast")
-    click.echo(f"assignments of both after {SLOW_SWEEPS} sweeps agree in {same:.1%}")
+    turns = 1 if quick else 5
+    result: dict[str, Any] = {"shape": list(sets.shape), "threads": torch.get_num_threads(), "sweeps": SWEEPS}
+    click.echo(
+        f"C, n, D = {tuple(sets.shape)}, {SWEEPS} sweeps, {result['threads']} thread(s), medians of {turns} turn(s)"
+    )
+    for settings in (GenerativeSettings(sweeps=SWEEPS), GenerativeSettings(sweeps=SWEEPS, prior="reference")):
+        result[settings.prior] = _compare(sets, settings, turns)
+        _print_comparison(settings.prior, result[settings.prior])
+    result |= {name: value for name, value in result["odds"].items() if name.endswith("_ratio")}
     result["growth"] = _growth(GROWTH[:1] if quick else GROWTH)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def _compare(sets: Tensor, settings: GenerativeSettings, turns: int) -> dict[str, Any]:
+    """Seconds of each turn, ratios, and the share of equal assignments after ``SLOW_SWEEPS``."""
+    ways: dict[str, Callable[[], Any]] = {"straightforward": lambda: straightforward(sets, settings, SLOW_SWEEPS)}
+    for schedule in ("sequential", "joint"):
+        chosen = replace(settings, schedule=schedule)
+        ways[schedule] = lambda chosen=chosen: aggregate_sets(sets, chosen, np.random.default_rng(0))
+    seconds, results = in_turn(ways, turns)
+    seconds["straightforward"] = [own * SWEEPS / SLOW_SWEEPS for own in seconds["straightforward"]]
+    with torch.no_grad():
+        _, ours, _ = fit(sets, replace(settings, sweeps=SLOW_SWEEPS), np.random.default_rng(0))
+    return {
+        **{f"{name}_seconds": times for name, times in seconds.items()},
+        **{f"{name}_ratio": ratio(seconds["straightforward"], seconds[name]) for name in ("sequential", "joint")},
+        "same_assignments": float((ours == results["straightforward"]).double().mean()),
+    }
+
+
+def _print_comparison(prior: str, found: dict[str, Any]) -> None:
+    slow = median(found["straightforward_seconds"])
+    click.echo(f"prior {prior}: straightforward {slow:.0f} s, extrapolated from {SLOW_SWEEPS} sweeps")
+    for name in ("sequential", "joint"):
+        times = found[f"{name}_seconds"]
+        span = f"{median(times):.3f} s ({min(times):.3f} to {max(times):.3f})"
+        click.echo(f"  {name}: {span}, {found[f'{name}_ratio']:.0f} times as fast")
+    click.echo(f"  assignments of straightforward and sequential agree in {found['same_assignments']:.1%}")
+
+
 def straightforward(sets: Tensor, settings: GenerativeSettings, sweeps: int) -> Tensor:
     """Assignments [C, n] after ``sweeps`` of the sequential schedule, from the start that ``aggregate_sets`` draws."""
-    clients, prompts, width = sets.shape
-    flat, assignment = start(sets, settings.hidden, np.random.default_rng(0))
+    clients, _, width = sets.shape
+    drawn, assignment = start(sets, settings.hidden, np.random.default_rng(0))
     sigma_net = nn.Sequential(nn.Linear(width, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, width))
     p_net = nn.Sequential(nn.Linear(width, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 1))
-    phi = nn.Parameter(flat[: clients * prompts * width].view(-1, width).clone())
-    nets = [*sigma_net.parameters(), *p_net.parameters()]
-    nn.utils.vector_to_parameters(flat[phi.numel() :], nets)
-    adam = torch.optim.Adam([phi, *nets], lr=settings.lr)
+    phi = nn.Parameter(drawn["phi"])
+    for prefix, net in (("sigma.", sigma_net), ("p.", p_net)):
+        net.load_state_dict({name.removeprefix(prefix): own for name, own in drawn.items() if name.startswith(prefix)})
+    adam = torch.optim.Adam([phi, *sigma_net.parameters(), *p_net.parameters()], lr=settings.lr)
     for _ in range(sweeps):
         for client in range(clients):
+            taken = one_hot(assignment[client], len(phi)).sum(0)  # c_tk [K]
             columns, absent = [], []
-            for candidate in phi:
-                sigma, p = torch.sigmoid(sigma_net(candidate)), torch.sigmoid(p_net(candidate))
+            for candidate, c in zip(phi, taken, strict=True):
+                sigma, logit = torch.sigmoid(sigma_net(candidate)), p_net(candidate)
                 likelihood = Independent(Normal(candidate, sigma), 1).log_prob(sets[client])  # [n]
-                columns.append(likelihood + torch.log(p) - torch.log1p(-p))
-                absent.append(torch.log1p(-p))
+                absent.append(logsigmoid(-logit))
+                if settings.prior == "odds":
+                    columns.append(likelihood + logsigmoid(logit) - absent[-1])
+                else:
+                    columns.append(likelihood + (logsigmoid(logit) if c else absent[-1]))
             weights = torch.stack(columns, dim=1)  # [n, K]
-            matched = weights.gather(1, assignment[client, :, None]).sum()
+            objective = weights.gather(1, assignment[client, :, None]).sum()
+            if settings.prior == "odds":
+                objective = objective + torch.cat(absent).sum()
             adam.zero_grad()
-            (-matched - torch.cat(absent).sum()).backward()
+            (-objective).backward()
             adam.step()
             assignment[client] = torch.from_numpy(linear_sum_assignment(weights.detach().numpy(), maximize=True)[1])
     return assignment
