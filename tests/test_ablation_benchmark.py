@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fedprompt.benchmarks import ablations
+from fedprompt.benchmarks import ablations, comparison
 from fedprompt.benchmarks.ablation_tables import ablations as differences
 from fedprompt.benchmarks.ablation_tables import correlations, figure, sensitivities, tables, telling
+from fedprompt.benchmarks.many_runs import rows_of
 from fedprompt.config import load
 
 ROOT = Path(__file__).parent.parent
@@ -17,6 +18,11 @@ def test_tables_of_the_page_are_made_of_the_committed_runs():
     page = (ROOT / "docs" / "mechanism.md").read_text(encoding="utf-8").splitlines()
     for made in tables(pd.read_csv(ROOT / "docs" / "results" / "ablations.csv")).values():
         assert set(made.markdown().splitlines()) <= set(page)
+
+
+def test_the_rates_are_those_that_the_committed_comparison_chose_for_pfpt_on_all_images():
+    chosen = comparison.best_rates(rows_of(ROOT / "docs" / "results" / "comparison.csv"))
+    assert chosen[comparison.ALL_IMAGES]["pfpt"] == ablations.RATES
 
 
 def test_quick_ablations_run_and_resume(many_runs_here, tmp_path, monkeypatch, capsys):
