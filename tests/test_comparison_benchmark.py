@@ -14,6 +14,7 @@ from fedprompt.benchmarks.comparison_tables import HARDEST_FIRST, accuracies, ag
 from fedprompt.benchmarks.contestants import (
     APART,
     BEHIND,
+    CAPPED,
     DATA,
     FEW_IMAGES,
     FIRST,
@@ -140,9 +141,13 @@ def test_the_studys_federation_differs_from_the_first_setting_in_clients_rounds_
     kept = rows_of(ROOT / "docs" / "results" / "comparison.csv")
     here = {(job.method, job.seed): job for job in comparison._headline(tmp_path, False, kept) if job.setting == FIRST}
     jobs = comparison._study(tmp_path, False, kept)
-    assert len(jobs) == 15
+    assert len(jobs) == 18
     for job in jobs:
-        ours, theirs = (load(None, list(of.overrides)) for of in (job, here[job.method, job.seed]))
+        kin = CAPPED[job.method][1] if job.method in CAPPED else job.method
+        ours, theirs = (load(None, list(of.overrides)) for of in (job, here[kin, job.seed]))
+        if job.method in CAPPED:
+            assert (ours.algorithm.max_pool, theirs.algorithm.max_pool) == (20, None)
+            theirs = theirs.model_copy(update={"algorithm": theirs.algorithm.model_copy(update={"max_pool": 20})})
         told = (ours.federation.clients, ours.federation.cohort, ours.federation.rounds, ours.local.epochs)
         assert (*told, ours.local.batch_size) == (100, 10, 120, 5, 16)
         shape = {"clients": 100, "cohort": 10, "rounds": 120, "eval_every": 4}

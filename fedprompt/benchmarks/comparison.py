@@ -31,6 +31,7 @@ from fedprompt.benchmarks.contestants import (
     ALL_IMAGES,
     APART,
     BEHIND,
+    CAPPED,
     CLAIMED,
     CONTROLS,
     DATA,
@@ -172,8 +173,13 @@ def _apart(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 
 def _study(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
-    planned = product(STUDY, () if quick else SEEDS, IN_STUDY)
-    runs = [(setting, method, seed, rates[method], HEADLINE[method][0]) for setting, seed, method in planned]
+    methods = {**{method: (HEADLINE[method][0], method) for method in IN_STUDY}, **CAPPED}
+    runs = [
+        (setting, method, seed, rates[kin], makes)
+        for setting in STUDY
+        for seed in (() if quick else SEEDS)
+        for method, (makes, kin) in methods.items()
+    ]
     return _at_full_length(root, quick, "study", runs)
 
 
@@ -233,7 +239,7 @@ def table(runs: Sequence[Job | Kept]) -> pd.DataFrame:
     """
     rows = pd.DataFrame([run.row if isinstance(run, Kept) else _row(run) for run in runs])
     stages = (SEARCH, "headline", "carried", "apart", "study", "untuned", "once")
-    names = (*stages, *SETTINGS, *STUDY, *UNTUNED, *WITH_TRIALS, *APART, *ONCE)
+    names = (*stages, *SETTINGS, *STUDY, *UNTUNED, *WITH_TRIALS, *APART, *CAPPED, *ONCE)
     order = ("stage", "setting", "method", "seed", "rates")
     same = rows[list(order)].assign(rates=rows.rates.where(rows.stage == SEARCH)).duplicated(keep="last")
     return sorted_by_names(rows[~same], order, names)
@@ -286,4 +292,4 @@ def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
     kept = [pd.read_csv(earlier)] if earlier.exists() else []
     order = ("setting", "method", "seed", "round")
     both = pd.concat([*kept, pd.DataFrame(rows)]).drop_duplicates(order, keep="last")
-    return sorted_by_names(both, order, (*SETTINGS, *STUDY, *WITH_TRIALS))
+    return sorted_by_names(both, order, (*SETTINGS, *STUDY, *WITH_TRIALS, *CAPPED))

@@ -18,6 +18,7 @@ from scipy.stats import ttest_rel
 from fedprompt.benchmarks.contestants import (
     APART,
     BEHIND,
+    CAPPED,
     DATA,
     FIRST,
     HEADLINE,
@@ -92,7 +93,7 @@ def against_best_baseline(all_runs: pd.DataFrame) -> Table:
     rows = []
     for setting, runs in all_runs.groupby("setting", sort=False):
         by_seed = runs.pivot(index="seed", columns="method", values="last10").dropna(axis="columns")
-        baselines = runs[runs.method.isin(by_seed.columns.difference((*OURS, *WHOLE)))]
+        baselines = runs[runs.method.isin(by_seed.columns.difference((*OURS, *CAPPED, *WHOLE)))]
         if baselines.empty:
             continue
         best = baselines.groupby("method").validation.mean().idxmax()

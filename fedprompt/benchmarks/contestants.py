@@ -103,6 +103,10 @@ STUDY = {
     ),
 }
 IN_STUDY = ("pfpt", "fedavg", "fedprox", "head", "pfpt-mem")
+# Is it the pool that grows? name: (what makes the method, whose chosen rates it takes)
+CAPPED: dict[str, tuple[Overrides, str]] = {
+    "pfpt, pool of 20": (("algorithm.name=pfpt", "algorithm.max_pool=20"), "pfpt")
+}
 # Is it the rates? name: (what makes the method, whose chosen rates it takes)
 CONTROLS: dict[str, tuple[Overrides, str]] = {
     "fedprox, pool, same rates": (("algorithm.name=fedprox", "prompt.kind=pool"), "pfpt-mem"),
