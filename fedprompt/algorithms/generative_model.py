@@ -49,7 +49,7 @@ _HARMLESS = 500
 _PAIRS = 256
 
 
-def net_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+def _net_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of both nets, laid out as ``nn.Sequential(Linear, ReLU, Linear)``."""
     return {
         "sigma.0.weight": (hidden, width),
@@ -70,7 +70,7 @@ def initial_parameters(prompts: Tensor, hidden: int, generator: torch.Generator)
     """
     width = prompts.shape[1]
     parameters = {"phi": prompts.clone()}
-    for name, shape in net_shapes(width, hidden).items():
+    for name, shape in _net_shapes(width, hidden).items():
         bound = (hidden if ".2." in name else width) ** -0.5
         drawn = torch.empty(shape).uniform_(-bound, bound, generator=generator)
         parameters[name] = drawn.to(prompts.device, prompts.dtype)

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.nn.functional import logsigmoid, one_hot
 
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets, fit, start
+from fedprompt.algorithms.set_aggregation import GenerativeSettings, SetAggregation, aggregate_sets, fit, start
 from fedprompt.benchmarks.turns import in_turn, ratio
 
 CLIENTS, PROMPTS, WIDTH, SWEEPS = 10, 20, 768, 50
@@ -55,11 +56,8 @@ def main(json_path: Path | None, quick: bool = False) -> None:
 
 def _compare(sets: Tensor, settings: GenerativeSettings, turns: int) -> dict[str, Any]:
     """Seconds of each turn, ratios, and the share of equal assignments after ``SLOW_SWEEPS``."""
-    ways: dict[str, Callable[[], Any]] = {"straightforward": lambda: straightforward(sets, settings, SLOW_SWEEPS)}
-    for schedule in ("sequential", "joint"):
-        chosen = replace(settings, schedule=schedule)
-        ways[schedule] = lambda chosen=chosen: aggregate_sets(sets, chosen, np.random.default_rng(0))
-    seconds, results = in_turn(ways, turns)
+    slow = {"straightforward": lambda: straightforward(sets, settings, SLOW_SWEEPS)}
+    seconds, results = in_turn({**slow, **_ours(sets, settings)}, turns)
     seconds["straightforward"] = [own * SWEEPS / SLOW_SWEEPS for own in seconds["straightforward"]]
     with torch.no_grad():
         _, ours, _ = fit(sets, replace(settings, sweeps=SLOW_SWEEPS), np.random.default_rng(0))
@@ -68,6 +66,15 @@ def _compare(sets: Tensor, settings: GenerativeSettings, turns: int) -> dict[str
         **{f"{name}_ratio": ratio(seconds["straightforward"], seconds[name]) for name in ("sequential", "joint")},
         "same_assignments": float((ours == results["straightforward"]).double().mean()),
     }
+
+
+def _ours(sets: Tensor, settings: GenerativeSettings) -> dict[str, Callable[[], Any]]:
+    """Our fit by both schedules, by their names."""
+    return {name: partial(_fit, sets, replace(settings, schedule=name)) for name in ("sequential", "joint")}
+
+
+def _fit(sets: Tensor, settings: GenerativeSettings) -> SetAggregation:
+    return aggregate_sets(sets, settings, np.random.default_rng(0))
 
 
 def _print_comparison(prior: str, found: dict[str, Any]) -> None:
@@ -117,11 +124,8 @@ def _growth(shapes: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
     rows = []
     click.echo("growth of our own cost, one fit each:    C    n     D  sequential       joint")
     for clients, prompts, width in shapes:
-        sets, settings = _sets(clients, prompts, width), GenerativeSettings(sweeps=SWEEPS)
-        seconds = {}
-        for schedule in ("sequential", "joint"):
-            chosen = replace(settings, schedule=schedule)
-            seconds[schedule] = _timed(lambda c=chosen, s=sets: aggregate_sets(s, c, np.random.default_rng(0)))[0]
+        ways = _ours(_sets(clients, prompts, width), GenerativeSettings(sweeps=SWEEPS))
+        seconds = {name: _timed(way) for name, way in ways.items()}
         rows.append({"clients": clients, "prompts": prompts, "width": width, **seconds})
         click.echo(
             f"{'':<38}{clients:>5}{prompts:>5}{width:>6}{seconds['sequential']:>10.2f} s{seconds['joint']:>10.2f} s"
@@ -137,7 +141,7 @@ def _sets(clients: int, prompts: int, width: int) -> Tensor:
     return torch.from_numpy(np.stack(sets)).float()
 
 
-def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(function: Callable[[], Any]) -> float:
     begin = time.perf_counter()
-    result = function()
-    return time.perf_counter() - begin, result
+    function()
+    return time.perf_counter() - begin

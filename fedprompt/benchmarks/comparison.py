@@ -74,6 +74,7 @@ TINY: Overrides = (
 DRAWN = ("headline", "study")  # stages whose runs' curves are kept
 
 Run = tuple[str, str, int, Overrides, Overrides]  # setting, method, seed, its rates, what makes the method
+Kin = Mapping[str, tuple[Overrides, str]]  # name: (what makes the method, whose chosen rates it takes)
 
 
 def main(json_path: Path | None, quick: bool = False) -> None:
@@ -163,35 +164,20 @@ def _carried(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
 def _apart(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     data, skew = BEHIND
     rates = best_rates(done)[data]
-    runs = [
-        (setting_of(data, skew), method, seed, rates[kin], makes)
-        for seed in (() if quick else SEEDS)
-        for method, (makes, kin) in APART.items()
-    ]
+    runs = _with_rates_of_kin(rates, [setting_of(data, skew)], () if quick else SEEDS, APART)
     return _at_full_length(root, quick, "apart", runs)
 
 
 def _study(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
-    methods = {**{method: (HEADLINE[method][0], method) for method in IN_STUDY}, **CAPPED}
-    runs = [
-        (setting, method, seed, rates[kin], makes)
-        for setting in STUDY
-        for seed in (() if quick else SEEDS)
-        for method, (makes, kin) in methods.items()
-    ]
+    runs = _with_rates_of_kin(rates, STUDY, () if quick else SEEDS, {**_searched(IN_STUDY), **CAPPED})
     return _at_full_length(root, quick, "study", runs)
 
 
 def _untuned(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
-    claimed = {method: (HEADLINE[method][0], method) for method in CLAIMED[: 2 if quick else None]}
-    runs = [
-        (setting, method, seed, rates[kin], makes)
-        for setting in UNTUNED
-        for seed in (*SEEDS, *MORE_SEEDS)[: 2 if quick else None]
-        for method, (makes, kin) in {**claimed, **({} if quick else CONTROLS)}.items()
-    ]
+    methods = _some({**_searched(CLAIMED), **CONTROLS}, quick)
+    runs = _with_rates_of_kin(rates, UNTUNED, (*SEEDS, *MORE_SEEDS)[: 2 if quick else None], methods)
     return _at_full_length(root, quick, "untuned", runs)
 
 
@@ -199,6 +185,18 @@ def _once(root: Path, quick: bool, done: Sequence[Job | Kept]) -> list[Job]:
     rates = best_rates(done)[ALL_IMAGES]
     runs = [(FIRST, name, 0, _inherited(makes, rates, kin), makes) for name, (makes, kin) in _some(ONCE, quick).items()]
     return _at_full_length(root, quick, "once", runs)
+
+
+def _searched(methods: Iterable[str]) -> Kin:
+    """Headline methods, each with its own rates."""
+    return {method: (HEADLINE[method][0], method) for method in methods}
+
+
+def _with_rates_of_kin(
+    rates: Mapping[str, Overrides], settings: Iterable[str], seeds: Iterable[int], methods: Kin
+) -> list[Run]:
+    planned = product(settings, seeds, methods.items())
+    return [(setting, method, seed, rates[kin], makes) for setting, seed, (method, (makes, kin)) in planned]
 
 
 def _at_full_length(root: Path, quick: bool, stage: str, runs: Iterable[Run]) -> list[Job]:

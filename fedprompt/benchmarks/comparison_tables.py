@@ -88,7 +88,8 @@ def accuracies(runs: pd.DataFrame) -> Table:
 def against_best_baseline(all_runs: pd.DataFrame) -> Table:
     """A row per setting and method of ours: minus the baseline that is best on validation, in points.
 
-    Whole backbones are no baseline: they send a hundred times as much. Paired over seeds; p is of a two-sided t-test.
+    Variants of PFPT are no baselines, nor are whole backbones: they send a hundred times as much. Paired over seeds; p
+    is of a two-sided t-test.
     """
     rows = []
     for setting, runs in all_runs.groupby("setting", sort=False):
