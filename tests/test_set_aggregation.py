@@ -43,9 +43,10 @@ class Naive(nn.Module):
             return total
         for k in range(len(self.phi)):
             c, p = z[:, k].sum(), self.p(self.phi[k])[0]
-            total = total + c * torch.log(p)
             if prior == "odds":
-                total = total + (1 - c) * torch.log(1 - p)
+                total = total + c * torch.log(p) + (1 - c) * torch.log(1 - p)
+            else:
+                total = total + len(prompts) * c * torch.log(p)
         return total
 
     def weights(self, prompts: torch.Tensor, z: torch.Tensor, prior: str) -> torch.Tensor:
@@ -57,7 +58,7 @@ class Naive(nn.Module):
             elif prior == "none":
                 gain = 0
             else:
-                gain = torch.log(p) if z[:, k].sum() == 1 else torch.log(1 - p)
+                gain = len(prompts) * (torch.log(p) if z[:, k].sum() == 1 else torch.log(1 - p))
             rows[j, k] = self.log_normal(prompts[j], k) + gain
         return rows.detach()
 
@@ -117,6 +118,20 @@ def test_weights_are_the_written_formula(small, prior):
     seen = [model.evidence(part, parameters["phi"], model.forward(parameters)) for part in sets.split((1, 2))]
     got = model.matching_weights(seen, WIDTH, assignment, prior)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_reference_prior_sums_one_bernoulli_variable_over_all_prompts_of_a_client(small):
+    """As the authors' code does: Independent(Bernoulli(p), 1) of shape [1] scores c_tk repeated for n prompts."""
+    sets, parameters, assignment = small
+    p = Naive(parameters).p
+    c = indicators(assignment[0], CLIENTS * PROMPTS).sum(0)
+    bernoulli = [
+        torch.distributions.Independent(torch.distributions.Bernoulli(p(phi.unsqueeze(0))), 1).log_prob(taken.expand(2))
+        for phi, taken in zip(parameters["phi"], c, strict=True)
+    ]
+    seen = model.evidence(sets[:1], parameters["phi"], model.forward(parameters))
+    without, got = (model.matching_weights([seen], WIDTH, assignment[:1], prior) for prior in ("none", "reference"))
+    torch.testing.assert_close(got - without, torch.cat(bernoulli).expand(1, PROMPTS, -1))
 
 
 def test_odds_weight_is_what_the_objective_gains_by_using_a_candidate(small):

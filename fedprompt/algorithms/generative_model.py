@@ -13,8 +13,9 @@ objective (``prior="odds"``) is
     Σ_t Σ_j Σ_k z_tjk log N(p_tj; φ_k, σ²(φ_k)) + Σ_t Σ_k [c_tk log p(φ_k) + (1 - c_tk) log(1 - p(φ_k))]
 
 and giving prompt j to candidate k gains W_tjk = log N(p_tj; φ_k, σ²) + log p(φ_k) - log(1 - p(φ_k)). With
-``prior="reference"``, as in the authors' code, W_tjk = log N(p_tj; φ_k, σ²) + log Bernoulli(c_tk; p(φ_k)) at the
-current c, and the objective is Σ z_tjk W_tjk: only matched candidates feel a prior, and it only ever pushes p up.
+``prior="reference"``, as in the authors' code, W_tjk = log N(p_tj; φ_k, σ²) + n log Bernoulli(c_tk; p(φ_k)) at the
+current c, and the objective is Σ z_tjk W_tjk: only matched candidates feel a prior, and it only ever pushes p up. The
+n is the number of a client's prompts: that code takes one c_tk for n draws of one variable and sums over them.
 ``prior="none"`` leaves the Bernoulli terms out of both: the p-net is never run, and stays as it was drawn.
 
 Assignments are [C, n] indices of candidates instead of the indicators z_tjk. Gradients are written out, not left to
@@ -169,7 +170,7 @@ def matching_weights(seen: Sequence[Evidence], width: int, assignment: Tensor, p
     if prior == "odds":
         return weights + logit.unsqueeze(1)
     bernoulli = F.logsigmoid(-logit).scatter(1, assignment, F.logsigmoid(logit).gather(1, assignment))
-    return weights + bernoulli.unsqueeze(1)
+    return weights + assignment.shape[1] * bernoulli.unsqueeze(1)
 
 
 def objective(parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, prior: Prior) -> Tensor:
@@ -183,7 +184,7 @@ def objective(parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, p
     logit = nets.logit.double()
     matched = F.logsigmoid(logit)[assignment].sum()
     if prior == "reference":
-        return likelihood + matched
+        return likelihood + assignment.shape[1] * matched
     absent = F.logsigmoid(-logit)  # log(1 - p)
     return likelihood + matched + len(sets) * absent.sum() - absent[assignment].sum()
 
@@ -203,9 +204,9 @@ def gradient(
         upstream = p.mul_(-len(assignment)).index_add_(0, matched, p.new_ones(len(matched)))
         grads |= _prior_gradient(parameters, parameters["phi"], nets.hidden_p, upstream)
     else:
-        if prior == "reference":  # only the matched ones do: 1 - p_k
+        if prior == "reference":  # only the matched ones do: n (1 - p_k)
             phi, hidden = (each.index_select(0, matched) for each in (parameters["phi"], nets.hidden_p))
-            upstream = torch.sigmoid(-nets.logit.index_select(0, matched))
+            upstream = assignment.shape[1] * torch.sigmoid(-nets.logit.index_select(0, matched))
             grads |= _prior_gradient(parameters, phi, hidden, upstream)
             rows += grads["phi"]
         grads["phi"] = torch.zeros_like(parameters["phi"])
