@@ -83,7 +83,7 @@ class Forward:
     """What both nets say about all candidates, with the hidden activations that their gradients need."""
 
     hidden_sigma: Tensor  # [K, H]
-    sigma: Tensor  # [K, D]
+    sigma: Tensor  # [K, D], at least _LEAST_SIGMA
     hidden_p: Tensor | None  # [K, H]
     logit: Tensor  # [K], log p - log(1 - p); zeros where there is no prior
 
@@ -92,7 +92,8 @@ def forward(parameters: dict[str, Tensor], prior: Prior = "odds") -> Forward:
     """Run both nets on all candidates; without a prior only the σ-net."""
     phi = parameters["phi"]
     hidden_sigma = plain_linear(phi, parameters["sigma.0.weight"], parameters["sigma.0.bias"]).relu_()
-    sigma = plain_linear(hidden_sigma, parameters["sigma.2.weight"], parameters["sigma.2.bias"]).sigmoid_()
+    sigma = plain_linear(hidden_sigma, parameters["sigma.2.weight"], parameters["sigma.2.bias"])
+    sigma.sigmoid_().clamp_(min=_LEAST_SIGMA)
     if prior == "none":
         return Forward(hidden_sigma, sigma, None, phi.new_zeros(len(phi)))
     hidden_p = plain_linear(phi, parameters["p.0.weight"], parameters["p.0.bias"]).relu_()
@@ -111,9 +112,8 @@ class Evidence:
 
 def evidence(prompts: Tensor, phi: Tensor, nets: Forward) -> Evidence:
     """Return what ``nets``, the outcome of :func:`forward`, says about prompts [C, n, D]."""
-    sigma = nets.sigma.clamp(min=_LEAST_SIGMA)
-    distance = _distance(prompts.flatten(0, 1), phi, sigma).view(*prompts.shape[:2], -1)
-    return Evidence(distance, 2 * _log_product(sigma), nets.logit)
+    distance = _distance(prompts.flatten(0, 1), phi, nets.sigma).view(*prompts.shape[:2], -1)
+    return Evidence(distance, 2 * _log_product(nets.sigma), nets.logit)
 
 
 def log_likelihood(prompts: Tensor, phi: Tensor, sigma: Tensor) -> Tensor:
@@ -147,11 +147,10 @@ def _distance(prompts: Tensor, phi: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _log_product(sigma: Tensor) -> Tensor:
-    """Return Σ_d log σ_kd [K] in float64, with one logarithm for two factors."""
-    left, right = sigma.tensor_split(2, dim=1)  # of an odd width, the left half is longer by one
-    factors = left.clone()
-    factors[:, : right.shape[1]] *= right
-    return factors.log_().sum(1, dtype=torch.float64)
+    """Return Σ_d log σ_kd [K] in float64, with one logarithm for sixteen factors: their product is 1e-240 or more."""
+    missing = -sigma.shape[1] % 16
+    padded = F.pad(sigma, (0, missing), value=1.0) if missing else sigma
+    return padded.unflatten(1, (16, -1)).prod(1, dtype=torch.float64).log_().sum(1)
 
 
 def matching_weights(seen: Sequence[Evidence], width: int, assignment: Tensor, prior: Prior) -> Tensor:

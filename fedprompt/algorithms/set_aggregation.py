@@ -200,10 +200,10 @@ def _fit_metrics(
     parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, prior: model.Prior
 ) -> dict[str, float]:
     """Return what the fitted model says about its matching."""
-    nets = model.forward(parameters, prior)
-    likelihood = model.log_likelihood(sets.flatten(0, 1), parameters["phi"], nets.sigma)
-    seen = model.evidence(sets, parameters["phi"], nets)
-    weights = model.matching_weights([seen], sets.shape[2], assignment, prior).flatten(0, 1)
+    seen = model.evidence(sets, parameters["phi"], model.forward(parameters, prior))
+    likelihood, weights = (
+        model.matching_weights([seen], sets.shape[2], assignment, each).flatten(0, 1) for each in ("none", prior)
+    )
     chosen = assignment.reshape(-1, 1)
     others = weights.scatter(1, chosen, -torch.inf).amax(1, keepdim=True)
     margin = (weights.gather(1, chosen) - others).mean().item() if weights.shape[1] > 1 else 0.0
