@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from fedprompt.algorithms import evidence
 from fedprompt.algorithms import generative_model as model
+from fedprompt.algorithms.evidence import matching_weights
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets, match, start
 from fedprompt.benchmarks import recovery
 from fedprompt.errors import InputError
@@ -115,9 +117,30 @@ def test_weights_are_the_written_formula(small, prior):
     naive = Naive(parameters)
     z = indicators(assignment, CLIENTS * PROMPTS)
     expected = torch.stack([naive.weights(sets[t], z[t], prior) for t in range(CLIENTS)])
-    seen = [model.evidence(part, parameters["phi"], model.forward(parameters)) for part in sets.split((1, 2))]
-    got = model.matching_weights(seen, WIDTH, assignment, prior)
+    got = matching_weights(sets, parameters["phi"], model.forward(parameters), assignment, prior)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("states", [1, 2, 32])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_weights_of_many_states_are_those_of_each(small, prior, states, monkeypatch):
+    """Every client has a state of its own; after the last client comes the first again, however many are kept."""
+    monkeypatch.setattr(evidence, "_STATES", states)
+    sets, parameters, assignment = small
+    sets *= 100  # so that some distances are taken from differences
+    kept, waiting, got, expected = evidence.Evidence(sets, 1, CLIENTS * PROMPTS), [], [], []
+    for turn in range(2 * CLIENTS):
+        client = [turn % CLIENTS]
+        parameters["phi"] = sets.flatten(0, 1) + 0.01 * turn
+        nets = model.forward(parameters)
+        kept.add(parameters["phi"], nets)
+        expected.append(matching_weights(sets[client], parameters["phi"], nets, assignment[client], prior))
+        waiting += client
+        if kept.full:
+            got.append(kept.weights(assignment[waiting], prior))
+            waiting = []
+    assert len(got) == {1: 6, 2: 4, 32: 2}[states]
+    torch.testing.assert_close(torch.cat(got), torch.cat(expected), rtol=0, atol=0)
 
 
 def test_reference_prior_sums_one_bernoulli_variable_over_all_prompts_of_a_client(small):
@@ -129,8 +152,10 @@ def test_reference_prior_sums_one_bernoulli_variable_over_all_prompts_of_a_clien
         torch.distributions.Independent(torch.distributions.Bernoulli(p(phi.unsqueeze(0))), 1).log_prob(taken.expand(2))
         for phi, taken in zip(parameters["phi"], c, strict=True)
     ]
-    seen = model.evidence(sets[:1], parameters["phi"], model.forward(parameters))
-    without, got = (model.matching_weights([seen], WIDTH, assignment[:1], prior) for prior in ("none", "reference"))
+    nets = model.forward(parameters)
+    without, got = (
+        matching_weights(sets[:1], parameters["phi"], nets, assignment[:1], prior) for prior in ("none", "reference")
+    )
     torch.testing.assert_close(got - without, torch.cat(bernoulli).expand(1, PROMPTS, -1))
 
 
@@ -138,10 +163,16 @@ def test_odds_weight_is_what_the_objective_gains_by_using_a_candidate(small):
     sets, parameters, _ = small
     before = torch.tensor([[0, 3]])
     after = torch.tensor([[4, 3]])
-    seen = model.evidence(sets[:1], parameters["phi"], model.forward(parameters))
-    weights = model.matching_weights([seen], WIDTH, before, "odds")
+    weights = matching_weights(sets[:1], parameters["phi"], model.forward(parameters), before, "odds")
     gain = model.objective(parameters, sets[:1], after, "odds") - model.objective(parameters, sets[:1], before, "odds")
     torch.testing.assert_close(weights[0, 0, 4] - weights[0, 0, 0], gain)
+
+
+def log_likelihood(prompts: torch.Tensor, phi: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """log N(prompt; φ_k, σ_k²) for every prompt and candidate: [n, D], [K, D], [K, D] -> [n, K]."""
+    nets = model.Forward(hidden_sigma=sigma, sigma=sigma, hidden_p=None, logit=torch.zeros(len(phi)))
+    unmatched = torch.zeros(1, len(prompts), dtype=torch.int64)
+    return matching_weights(prompts.unsqueeze(0), phi, nets, unmatched, "none")[0]
 
 
 def test_likelihoods_of_close_prompts_survive_float32_input():
@@ -152,7 +183,7 @@ def test_likelihoods_of_close_prompts_survive_float32_input():
     log_sigma = torch.from_numpy(rng.uniform(-4, -0.1, size=(100, 768))).float()
     normal = torch.distributions.Normal(phi.double(), log_sigma.double().exp())
     expected = torch.stack([normal.log_prob(prompt.double()).sum(1) for prompt in prompts])
-    got = model.log_likelihood(prompts, phi, log_sigma.exp())
+    got = log_likelihood(prompts, phi, log_sigma.exp())
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-3)
     torch.testing.assert_close(got.diagonal(), expected.diagonal(), rtol=0, atol=1e-3)
 
@@ -163,20 +194,30 @@ def test_likelihoods_survive_float32_when_every_prompt_is_close_to_every_candida
     prompts = (1 + torch.from_numpy(0.01 * rng.normal(size=(7, 64)))).float()  # 700 pairs: more than are held at a time
     sigma = torch.full((100, 64), 0.01)
     expected = torch.stack([torch.distributions.Normal(phi, sigma).log_prob(prompt).sum(1) for prompt in prompts])
-    got = model.log_likelihood(prompts, phi, sigma)
+    got = log_likelihood(prompts, phi, sigma)
     torch.testing.assert_close(got, expected.double(), rtol=0, atol=1e-3)
 
 
 def test_tiny_sigmas_give_finite_and_hopeless_likelihoods():
     """The σ-net extrapolates to these at candidates that nobody uses; 1/σ² = e^120 would be beyond float32."""
     phi, prompts = torch.tensor([[0.5, 1.0], [0.5, 2.0]]), torch.tensor([[0.5, 2.0]])
-    far, exact = model.log_likelihood(prompts, phi, torch.full((2, 2), math.exp(-30)))[0].tolist()
+    far, exact = log_likelihood(prompts, phi, torch.full((2, 2), math.exp(-30)))[0].tolist()
     assert far == pytest.approx(-0.5 * math.exp(60), rel=1e-5)
     assert exact == pytest.approx(60 - math.log(2 * math.pi))
-    for sigma in (math.exp(-60), 0.0):
-        far, exact = model.log_likelihood(prompts, phi, torch.full((2, 2), sigma))[0].tolist()
+    parameters, _ = start(phi.unsqueeze(0), HIDDEN, np.random.default_rng(0))
+    for bias in (-60.0, -1000.0):
+        parameters["sigma.2.bias"].fill_(bias)
+        far, exact = log_likelihood(prompts, phi, model.forward(parameters).sigma)[0].tolist()
         assert -math.inf < far < -1e29
         assert math.isfinite(exact)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 50])
+def test_log_determinants_are_exact_for_every_width(width):
+    sigma = torch.from_numpy(np.random.default_rng(0).uniform(1e-15, 1, size=(3, width))).float()
+    got = log_likelihood(torch.zeros(1, width), torch.zeros(3, width), sigma)[0]
+    normal = torch.distributions.Normal(torch.zeros(3, width, dtype=torch.float64), sigma.double())
+    torch.testing.assert_close(got, normal.log_prob(torch.zeros(width)).sum(1), rtol=1e-12, atol=1e-12)
 
 
 def test_without_a_prior_the_p_net_has_no_say_and_is_not_run(small, monkeypatch):
@@ -187,8 +228,7 @@ def test_without_a_prior_the_p_net_has_no_say_and_is_not_run(small, monkeypatch)
     for shift in (0.0, 3.0):
         parameters["p.2.weight"] += shift
         nets = model.forward(parameters, "none")
-        seen = model.evidence(sets, parameters["phi"], nets)
-        weights = model.matching_weights([seen], WIDTH, assignment, "none")
+        weights = matching_weights(sets, parameters["phi"], nets, assignment, "none")
         results.append((weights, model.objective(parameters, sets, assignment, "none")))
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
     assert ran.count((HIDDEN, WIDTH)) == 4  # the σ-net's first layer, for weights and objective, twice; p's never
@@ -199,8 +239,8 @@ def test_nothing_overflows_when_the_prior_saturates(small):
     parameters["p.2.bias"].fill_(800.0)  # p = 1 and log(1 - p) = -800 in exact arithmetic
     assert torch.isfinite(model.objective(parameters, sets, assignment, "odds"))
     for prior in PRIORS:
-        seen = model.evidence(sets, parameters["phi"], model.forward(parameters))
-        assert torch.isfinite(model.matching_weights([seen], WIDTH, assignment, prior)).all()
+        nets = model.forward(parameters)
+        assert torch.isfinite(matching_weights(sets, parameters["phi"], nets, assignment, prior)).all()
 
 
 def test_matching_equals_brute_force():

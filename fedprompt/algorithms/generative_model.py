@@ -26,7 +26,6 @@ K anyway.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,12 +41,6 @@ Prior = Literal["odds", "reference", "none"]
 _relu_backward = torch.ops.aten.threshold_backward.default
 # Unused candidates' σ falls without end. Here 1/σ² is still far from overflowing, and no candidate in use comes near.
 _LEAST_SIGMA = 1e-15
-# A squared distance below this share of the candidate's own square has lost four bits to cancellation.
-_CLOSE = 1 / 8
-# Where a candidate's square is below this, distances are exact to a thousandth, cancelled or not: their size is D's.
-_HARMLESS = 500
-# Pairs whose differences [pairs, D] are held at a time: they stay in the cache.
-_PAIRS = 256
 
 
 def _net_shapes(width: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -99,77 +92,6 @@ def forward(parameters: dict[str, Tensor], prior: Prior = "odds") -> Forward:
     hidden_p = plain_linear(phi, parameters["p.0.weight"], parameters["p.0.bias"]).relu_()
     logit = torch.addmv(parameters["p.2.bias"], hidden_p, parameters["p.2.weight"][0])
     return Forward(hidden_sigma, sigma, hidden_p, logit)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one state of the parameters says about some clients' prompts: all that matching weights are made of."""
-
-    distance: Tensor  # [C, n, K], Σ_d (x - φ)² / σ²
-    log_determinant: Tensor  # [K] in float64, Σ_d log σ²
-    logit: Tensor  # [K]
-
-
-def evidence(prompts: Tensor, phi: Tensor, nets: Forward) -> Evidence:
-    """Return what ``nets``, the outcome of :func:`forward`, says about prompts [C, n, D]."""
-    distance = _distance(prompts.flatten(0, 1), phi, nets.sigma).view(*prompts.shape[:2], -1)
-    return Evidence(distance, 2 * _log_product(nets.sigma), nets.logit)
-
-
-def log_likelihood(prompts: Tensor, phi: Tensor, sigma: Tensor) -> Tensor:
-    """Return log N(prompt; φ_k, σ_k²) for every prompt and candidate: [n, D], [K, D], [K, D] -> float64 [n, K]."""
-    sigma = sigma.clamp(min=_LEAST_SIGMA)
-    return _normal(_distance(prompts, phi, sigma), 2 * _log_product(sigma), phi.shape[1])
-
-
-def _normal(distance: Tensor, log_determinant: Tensor, width: int) -> Tensor:
-    """Return the log density, in float64."""
-    return -0.5 * (distance.double() + log_determinant + width * math.log(2 * math.pi))
-
-
-def _distance(prompts: Tensor, phi: Tensor, sigma: Tensor) -> Tensor:
-    """Return Σ_d (x - φ)² / σ² for every prompt and candidate, [n, K].
-
-    It is expanded, x² / σ² - 2x φ / σ² + φ² / σ², so that it is one matrix product. Where the expansion cancels and its
-    terms are large, for prompts close to a candidate of small σ, the distance is taken from the difference.
-    """
-    factors = sigma.new_empty(len(sigma), 2, sigma.shape[1])
-    precision, scaled = factors.unbind(1)
-    torch.pow(sigma, -2, out=precision)
-    torch.mul(phi, precision, out=scaled)
-    own = torch.linalg.vecdot(phi, scaled)  # [K]
-    distance = plain_linear(torch.cat([prompts.square(), -2 * prompts], 1), factors.flatten(1), own)
-    close = (distance < _CLOSE * F.threshold(own, _HARMLESS, 0)).nonzero()
-    for row, k in (pairs.unbind(1) for pairs in close.split(_PAIRS) if len(pairs)):
-        squares = prompts.index_select(0, row).sub_(phi.index_select(0, k)).square_()
-        distance[row, k] = torch.linalg.vecdot(squares, precision.index_select(0, k))
-    return distance
-
-
-def _log_product(sigma: Tensor) -> Tensor:
-    """Return Σ_d log σ_kd [K] in float64, with one logarithm for sixteen factors: their product is 1e-240 or more."""
-    missing = -sigma.shape[1] % 16
-    padded = F.pad(sigma, (0, missing), value=1.0) if missing else sigma
-    return padded.unflatten(1, (16, -1)).prod(1, dtype=torch.float64).log_().sum(1)
-
-
-def matching_weights(seen: Sequence[Evidence], width: int, assignment: Tensor, prior: Prior) -> Tensor:
-    """Return W [C, n, K] in float64 for prompts of ``width`` D under their clients' current assignment [C, n].
-
-    ``seen`` are the clients one after the other, each entry as many as it has.
-    """
-    distance = torch.cat([entry.distance for entry in seen])
-    log_determinant, logit = (
-        torch.cat([getattr(entry, name).double().expand(len(entry.distance), -1) for entry in seen])  # [C, K]
-        for name in ("log_determinant", "logit")
-    )
-    weights = _normal(distance, log_determinant.unsqueeze(1), width)
-    if prior == "none":
-        return weights
-    if prior == "odds":
-        return weights + logit.unsqueeze(1)
-    bernoulli = F.logsigmoid(-logit).scatter(1, assignment, F.logsigmoid(logit).gather(1, assignment))
-    return weights + assignment.shape[1] * bernoulli.unsqueeze(1)
 
 
 def objective(parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, prior: Prior) -> Tensor:
@@ -241,7 +163,8 @@ def _likelihood_gradient(
     phi, sigma, hidden = (each.index_select(0, matched) for each in (parameters["phi"], nets.sigma, nets.hidden_sigma))
     residual = sets.flatten(0, 1) - phi
     pull = residual / sigma.square()
-    upstream = (residual * pull - 1) * (1 - sigma)
+    upstream = torch.addcmul(-residual.new_ones(()), residual, pull)
+    upstream.addcmul_(upstream, sigma, value=-1)  # times 1 - σ
     inner = _relu_backward(product(upstream, parameters["sigma.2.weight"]), hidden, 0)
     return {
         "phi": pull.add_(product(inner, parameters["sigma.0.weight"])),

@@ -30,12 +30,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fedprompt.algorithms import generative_model as model
+from fedprompt.algorithms.evidence import Evidence, matching_weights
 from fedprompt.errors import InputError, did_you_mean
 
 Schedule = Literal["sequential", "joint"]
-
-# Nobody asks for a client's assignment before its own next step, so a device need not wait for each: so many at a time.
-MATCHED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
@@ -150,23 +148,24 @@ def fit(
     sets: Tensor, settings: GenerativeSettings, rng: np.random.Generator
 ) -> tuple[dict[str, Tensor], Tensor, float]:
     """Alternate steps and matchings; return the parameters, the assignment [C, n] and the share changed at last."""
-    clients, _, width = sets.shape
+    clients, prompts, _ = sets.shape
     parameters, assignment = start(sets, settings.hidden, rng)
     step = _ascent(parameters, settings.lr)
     size = 1 if settings.schedule == "sequential" else clients
+    evidence = Evidence(sets, size, clients * prompts)
     previous = assignment
     for _ in range(settings.sweeps):
-        previous, seen = assignment.clone(), []
+        previous, matched = assignment.clone(), 0
         for stop in range(size, clients + 1, size):
             group = slice(stop - size, stop)
             nets = model.forward(parameters, settings.prior)
-            seen.append(model.evidence(sets[group], parameters["phi"], nets))
+            evidence.add(parameters["phi"], nets)
             step(model.gradient(parameters, nets, sets[group], assignment[group], settings.prior))
-            if len(seen) == MATCHED_TOGETHER or stop == clients:
-                behind = slice(stop - size * len(seen), stop)
-                weights = model.matching_weights(seen, width, assignment[behind], settings.prior).cpu().numpy()
-                assignment[behind] = torch.from_numpy(np.stack([match(own) for own in weights])).to(sets.device)
-                seen = []
+            if evidence.full:
+                weights = evidence.weights(assignment[matched:stop], settings.prior).cpu().numpy()
+                found = np.stack([match(own) for own in weights])
+                assignment[matched:stop] = torch.from_numpy(found).to(sets.device)
+                matched = stop
     return parameters, assignment, (assignment != previous).double().mean().item()
 
 
@@ -200,9 +199,9 @@ def _fit_metrics(
     parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, prior: model.Prior
 ) -> dict[str, float]:
     """Return what the fitted model says about its matching."""
-    seen = model.evidence(sets, parameters["phi"], model.forward(parameters, prior))
+    nets = model.forward(parameters, prior)
     likelihood, weights = (
-        model.matching_weights([seen], sets.shape[2], assignment, each).flatten(0, 1) for each in ("none", prior)
+        matching_weights(sets, parameters["phi"], nets, assignment, each).flatten(0, 1) for each in ("none", prior)
     )
     chosen = assignment.reshape(-1, 1)
     others = weights.scatter(1, chosen, -torch.inf).amax(1, keepdim=True)

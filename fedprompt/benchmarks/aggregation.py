@@ -1,10 +1,12 @@
 """PFPT's server step against the straightforward form of the published one, on the same input, in turn.
 
-The straightforward form is written for this comparison: PyTorch modules and autograd, a Python loop over candidates,
-one Adam step and one matching per client, everything computed anew each time. It takes minutes, so each turn times two
-of its sweeps and extrapolates. Both start from the same parameters and assignments; the assignments after those sweeps
-must agree. ``joint`` is compared with the same slow form: it fits the same model in fewer, larger steps. All this under
-the default prior, and under that of the published code (``reference``), whose gradient concerns fewer candidates.
+The straightforward form is written for this comparison and goes the way of the published program: PyTorch modules and
+autograd, for each candidate a normal and a Bernoulli distribution in a Python loop of its own, sums with the indicators
+z, one Adam step and one matching per client, everything computed anew each time. It takes a minute, so each turn times
+two of its sweeps and extrapolates. Both start from the same parameters and assignments; the assignments after those
+sweeps must agree. ``joint`` is compared with the same slow form: it fits the same model in fewer, larger steps. All
+this under the default prior, and under that of the published code (``reference``), whose gradient concerns fewer
+candidates.
 
 Then, how the cost of our own form grows with the number of clients C, prompts n and width D.
 """
@@ -25,8 +27,8 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
-from torch.nn.functional import logsigmoid, one_hot
+from torch.distributions import Bernoulli, Independent, Normal
+from torch.nn.functional import one_hot
 
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, SetAggregation, aggregate_sets, fit, start
 from fedprompt.benchmarks.turns import in_turn, ratio
@@ -91,33 +93,51 @@ def straightforward(sets: Tensor, settings: GenerativeSettings, sweeps: int) -> 
     """Assignments [C, n] after ``sweeps`` of the sequential schedule, from the start that ``aggregate_sets`` draws."""
     clients, _, width = sets.shape
     drawn, assignment = start(sets, settings.hidden, np.random.default_rng(0))
-    sigma_net = nn.Sequential(nn.Linear(width, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, width))
-    p_net = nn.Sequential(nn.Linear(width, settings.hidden), nn.ReLU(), nn.Linear(settings.hidden, 1))
-    phi = nn.Parameter(drawn["phi"])
+    first, last = (width, settings.hidden), (settings.hidden, width)
+    sigma_net = nn.Sequential(nn.Linear(*first), nn.ReLU(), nn.Linear(*last), nn.Sigmoid())
+    p_net = nn.Sequential(nn.Linear(*first), nn.ReLU(), nn.Linear(settings.hidden, 1), nn.Sigmoid())
     for prefix, net in (("sigma.", sigma_net), ("p.", p_net)):
         net.load_state_dict({name.removeprefix(prefix): own for name, own in drawn.items() if name.startswith(prefix)})
+    phi = nn.Parameter(drawn["phi"])
+    z = one_hot(assignment, len(phi)).to(sets.dtype)  # [C, n, K]
     adam = torch.optim.Adam([phi, *sigma_net.parameters(), *p_net.parameters()], lr=settings.lr)
     for _ in range(sweeps):
         for client in range(clients):
-            taken = one_hot(assignment[client], len(phi)).sum(0)  # c_tk [K]
-            columns, absent = [], []
-            for candidate, c in zip(phi, taken, strict=True):
-                sigma, logit = torch.sigmoid(sigma_net(candidate)), p_net(candidate)
-                likelihood = Independent(Normal(candidate, sigma), 1).log_prob(sets[client])  # [n]
-                absent.append(logsigmoid(-logit))
-                if settings.prior == "odds":
-                    columns.append(likelihood + logsigmoid(logit) - absent[-1])
-                else:
-                    columns.append(likelihood + (logsigmoid(logit) if c else absent[-1]))
-            weights = torch.stack(columns, dim=1)  # [n, K]
-            objective = weights.gather(1, assignment[client, :, None]).sum()
-            if settings.prior == "odds":
-                objective = objective + torch.cat(absent).sum()
+            likelihood, normal = _likelihood_terms(sets[client], z[client], phi, sigma_net)
+            prior, gain = _prior_terms(z[client], phi, p_net, settings.prior)
             adam.zero_grad()
-            (-objective).backward()
+            (-likelihood - prior).backward()
             adam.step()
-            assignment[client] = torch.from_numpy(linear_sum_assignment(weights.detach().numpy(), maximize=True)[1])
-    return assignment
+            weights = (normal + gain).detach().numpy()
+            z[client] = 0
+            z[client][linear_sum_assignment(weights, maximize=True)] = 1
+    return z.argmax(2)
+
+
+def _likelihood_terms(prompts: Tensor, z: Tensor, phi: Tensor, sigma_net: nn.Module) -> tuple[Tensor, Tensor]:
+    """The likelihood's part of a client's objective, and of its weights [n, K]."""
+    total, columns = torch.zeros(()), []
+    for k in range(len(phi)):
+        mean = phi[k : k + 1]
+        columns.append(Independent(Normal(mean, sigma_net(mean)), 1).log_prob(prompts))  # [n]
+        total = total + (z[:, k] * columns[-1]).sum()
+    return total, torch.stack(columns, dim=1)
+
+
+def _prior_terms(z: Tensor, phi: Tensor, p_net: nn.Module, prior: str) -> tuple[Tensor, Tensor]:
+    """The prior's part of a client's objective, and of its weights [1, K]."""
+    total, columns = torch.zeros(()), []
+    taken = z.sum(0)  # c_tk [K]
+    for k in range(len(phi)):
+        bernoulli = Independent(Bernoulli(p_net(phi[k : k + 1])), 1)
+        if prior == "odds":
+            present, absent = (bernoulli.log_prob(torch.full((1,), c)) for c in (1.0, 0.0))
+            columns.append(present - absent)
+            total = total + (taken[k] * present + (1 - taken[k]) * absent).sum()
+        else:
+            columns.append(bernoulli.log_prob(taken[k].expand(len(z))))  # one variable, scored for each prompt
+            total = total + (z[:, k] * columns[-1]).sum()
+    return total, torch.stack(columns, dim=1)
 
 
 def _growth(shapes: list[tuple[int, int, int]]) -> list[dict[str, Any]]:

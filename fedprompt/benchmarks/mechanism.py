@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fedprompt.algorithms import generative_model as model
+from fedprompt.algorithms.evidence import matching_weights
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, fit, keep_used, mean_of_matched
 from fedprompt.benchmarks.ablations import RATES
 from fedprompt.benchmarks.comparison import SHARED, TINY
@@ -125,8 +126,7 @@ def _fitted(sets: Tensor, sweeps: int, length: float) -> dict[str, float]:
         candidates, kept = keep_used(parameters["phi"], sets, assignment, None)
         nets = model.forward(parameters, settings.prior)
         means, _ = mean_of_matched(sets, kept.assignment, len(candidates))
-        seen = model.evidence(sets, parameters["phi"], nets)
-        weights = model.matching_weights([seen], sets.shape[2], assignment, settings.prior)
+        weights = matching_weights(sets, parameters["phi"], nets, assignment, settings.prior)
     best = weights.topk(2, dim=2).values
     return {
         "prompts": float(len(candidates)),

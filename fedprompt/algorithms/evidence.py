@@ -1,0 +1,112 @@
+"""The matching weights of PFPT's generative model: what states of its parameters say about clients' prompts.
+
+With the model of :mod:`fedprompt.algorithms.generative_model`, a client's prompt j is worth to candidate k
+
+    W_tjk = log N(p_tj; φ_k, σ²(φ_k)) + log p(φ_k) - log(1 - p(φ_k))
+
+in float64 under ``prior="odds"``; that module says what it is under the other priors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedprompt.algorithms.generative_model import Forward, Prior
+from fedprompt.models.linear import plain_linear
+
+# Nobody asks for a client's assignment before its own next step, so that the weights of many clients can be finished at
+# a time: with fewer and longer operations, and without a wait of the device for each. At most so many states, and so
+# many numbers of φ, are kept for that.
+_STATES, _NUMBERS = 32, 2**24
+# A squared distance below this share of the candidate's own square has lost four bits to cancellation.
+_CLOSE = 1 / 8
+# Where a candidate's square is below this, distances are exact to a thousandth, cancelled or not: their size is D's.
+_HARMLESS = 500
+# Pairs whose differences [pairs, D] are held at a time: they stay in the cache.
+_PAIRS = 256
+
+
+def matching_weights(sets: Tensor, phi: Tensor, nets: Forward, assignment: Tensor, prior: Prior) -> Tensor:
+    """Return W [C, n, K] of ``sets`` [C, n, D] by ``nets``, the outcome of ``forward`` for ``phi`` [K, D].
+
+    ``assignment`` [C, n] is the clients' current one.
+    """
+    evidence = Evidence(sets, len(sets), len(phi))
+    evidence.add(phi, nets)
+    return evidence.weights(assignment, prior)
+
+
+class Evidence:
+    """What states of the parameters say about clients, group after group, kept until their weights are asked for."""
+
+    def __init__(self, sets: Tensor, size: int, candidates: int) -> None:
+        """Make room for what is said about ``sets`` [C, n, D], in groups of ``size`` clients, by ``candidates`` K."""
+        clients, prompts, width = sets.shape
+        self._prompts = sets.reshape(clients // size, size * prompts, width)
+        self._terms = torch.cat([self._prompts.square(), -2 * self._prompts], 2)
+        states = min(len(self._prompts), _STATES, max(1, _NUMBERS // (candidates * width)))
+        self._phi, self._sigma = sets.new_empty(2, states, candidates, width)
+        self._factors = sets.new_empty(candidates, 2, width)
+        self._first = 0  # the group that is first of those noted
+        self._noted: list[tuple[Tensor, ...]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether weights must be asked for before another group is noted: no room, or all groups had their turn."""
+        return len(self._noted) in (len(self._phi), len(self._prompts) - self._first)
+
+    def add(self, phi: Tensor, nets: Forward) -> None:
+        """Note what ``nets``, the outcome of ``forward`` for ``phi`` [K, D], says about the next group.
+
+        Distances are expanded, x² / σ² - 2x φ / σ² + φ² / σ², so that they are one matrix product.
+        """
+        state = len(self._noted)
+        precision, scaled = self._factors.unbind(1)
+        torch.pow(nets.sigma, -2, out=precision)
+        torch.mul(phi, precision, out=scaled)
+        own = torch.linalg.vecdot(phi, scaled)  # [K]
+        expanded = plain_linear(self._terms[self._first + state], self._factors.flatten(1), own)  # [size·n, K]
+        self._phi[state], self._sigma[state] = phi, nets.sigma
+        self._noted.append((expanded, own, _log_product(nets.sigma), nets.logit))
+
+    def weights(self, assignment: Tensor, prior: Prior) -> Tensor:
+        """Return W [C', n, K] in float64 of the clients noted, under their ``assignment`` [C', n], and forget them."""
+        expanded, own, log_sigma, logit = (torch.stack(each) for each in zip(*self._noted, strict=True))
+        distance = self._mended(expanded, own.unsqueeze(1)).double()
+        normal = -0.5 * distance - log_sigma.unsqueeze(1) - 0.5 * self._phi.shape[2] * math.log(2 * math.pi)
+        weights = normal.view(*assignment.shape, -1)
+        logit = logit.double().repeat_interleave(len(weights) // len(logit), 0)  # [C', K]
+        self._first = (self._first + len(self._noted)) % len(self._prompts)
+        self._noted = []
+        if prior == "none":
+            return weights
+        if prior == "odds":
+            return weights + logit.unsqueeze(1)
+        bernoulli = F.logsigmoid(-logit).scatter(1, assignment, F.logsigmoid(logit).gather(1, assignment))
+        return weights + assignment.shape[1] * bernoulli.unsqueeze(1)
+
+    def _mended(self, distance: Tensor, own: Tensor) -> Tensor:
+        """Return Σ_d (x - φ)² / σ² [states, size·n, K], given its expansion, and φ² / σ² [states, 1, K].
+
+        Where the expansion cancels and its terms are large, for prompts close to a candidate of small σ, the distance
+        is taken from the difference.
+        """
+        prompts, phi, sigma = (each.flatten(0, 1) for each in (self._prompts[self._first :], self._phi, self._sigma))
+        close = (distance < _CLOSE * F.threshold(own, _HARMLESS, 0)).nonzero()
+        for state, row, k in (pairs.unbind(1) for pairs in close.split(_PAIRS) if len(pairs)):
+            candidate = state * distance.shape[2] + k
+            difference = prompts.index_select(0, state * distance.shape[1] + row).sub_(phi.index_select(0, candidate))
+            standardised = difference.div_(sigma.index_select(0, candidate))
+            distance[state, row, k] = torch.linalg.vecdot(standardised, standardised)
+        return distance
+
+
+def _log_product(sigma: Tensor) -> Tensor:
+    """Return Σ_d log σ_kd [K] in float64, with one logarithm for sixteen factors: their product is 1e-240 or more."""
+    missing = -sigma.shape[1] % 16
+    padded = F.pad(sigma, (0, missing), value=1.0) if missing else sigma
+    return padded.unflatten(1, (16, -1)).prod(1, dtype=torch.float64).log_().sum(1)
