@@ -1,10 +1,11 @@
 """The matching weights of PFPT's generative model: what states of its parameters say about clients' prompts.
 
-With the model of :mod:`fedprompt.algorithms.generative_model`, a client's prompt j is worth to candidate k
+Weng et al., "Probabilistic Federated Prompt-Tuning with Non-IID and Imbalanced Data", NeurIPS 2024, arXiv 2502.19752.
+Under ``prior="odds"`` client t's prompt j is worth to candidate k
 
     W_tjk = log N(p_tj; φ_k, σ²(φ_k)) + log p(φ_k) - log(1 - p(φ_k))
 
-in float64 under ``prior="odds"``; that module says what it is under the other priors.
+:mod:`fedprompt.algorithms.generative_model` says what these are, and what W is under the other priors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedprompt.models.linear import plain_linear
 # Nobody asks for a client's assignment before its own next step, so that the weights of many clients can be finished at
 # a time: with fewer and longer operations, and without a wait of the device for each. At most so many states, and so
 # many numbers of φ, are kept for that.
-_STATES, _NUMBERS = 32, 2**24
+_STATES, _NUMBERS = 32, 2**22
 # A squared distance below this share of the candidate's own square has lost four bits to cancellation.
 _CLOSE = 1 / 8
 # Where a candidate's square is below this, distances are exact to a thousandth, cancelled or not: their size is D's.

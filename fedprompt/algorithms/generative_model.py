@@ -1,4 +1,4 @@
-"""The generative model of prompt sets behind PFPT's server step: parameters, objective, gradient and matching weights.
+"""The generative model of prompt sets behind PFPT's server step: parameters, objective and its gradient.
 
 Weng et al., "Probabilistic Federated Prompt-Tuning with Non-IID and Imbalanced Data", NeurIPS 2024, arXiv 2502.19752.
 
@@ -12,11 +12,12 @@ objective (``prior="odds"``) is
 
     Σ_t Σ_j Σ_k z_tjk log N(p_tj; φ_k, σ²(φ_k)) + Σ_t Σ_k [c_tk log p(φ_k) + (1 - c_tk) log(1 - p(φ_k))]
 
-and giving prompt j to candidate k gains W_tjk = log N(p_tj; φ_k, σ²) + log p(φ_k) - log(1 - p(φ_k)). With
-``prior="reference"``, as in the authors' code, W_tjk = log N(p_tj; φ_k, σ²) + n log Bernoulli(c_tk; p(φ_k)) at the
-current c, and the objective is Σ z_tjk W_tjk: only matched candidates feel a prior, and it only ever pushes p up. The
-n is the number of a client's prompts: that code takes one c_tk for n draws of one variable and sums over them.
-``prior="none"`` leaves the Bernoulli terms out of both: the p-net is never run, and stays as it was drawn.
+and giving prompt j to candidate k gains W_tjk = log N(p_tj; φ_k, σ²) + log p(φ_k) - log(1 - p(φ_k)), the matching
+weights of :mod:`fedprompt.algorithms.evidence`. With ``prior="reference"``, as in the authors' code, W_tjk =
+log N(p_tj; φ_k, σ²) + n log Bernoulli(c_tk; p(φ_k)) at the current c, and the objective is Σ z_tjk W_tjk: only matched
+candidates feel a prior, and it only ever pushes p up. The n is the number of a client's prompts: that code takes c_tk
+for n draws of one variable and adds up. ``prior="none"`` leaves the Bernoulli terms out of both: the p-net is never
+run, and stays as it was drawn.
 
 Assignments are [C, n] indices of candidates instead of the indicators z_tjk. Gradients are written out, not left to
 autograd: the σ-net needs them for the n matched candidates only, and the weights need both nets' forward pass over all

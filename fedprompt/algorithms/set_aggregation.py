@@ -1,7 +1,8 @@
 """Generative set aggregation: many clients' prompt sets become one pool of summarizing prompts (PFPT's server step).
 
 Weng et al., "Probabilistic Federated Prompt-Tuning with Non-IID and Imbalanced Data", NeurIPS 2024, arXiv 2502.19752;
-the model, its objective and the matching weights W stand in :mod:`fedprompt.algorithms.generative_model`.
+the model and its objective stand in :mod:`fedprompt.algorithms.generative_model`, the matching weights W are computed
+in :mod:`fedprompt.algorithms.evidence`.
 
 The candidates φ start at all K = C·n local prompts, every client's assignment at n random distinct candidates. A sweep
 of the schedule ``sequential`` does for each client in turn
