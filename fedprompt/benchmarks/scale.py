@@ -90,7 +90,8 @@ def _run(clients: int, cohort: int, data: str) -> dict[str, Any]:
                 peak = max(peak, job.memory())
                 time.sleep(0.2)
             if job.running() or job.wait():
-                raise InputError(f"bench scale: {(log.read_text().splitlines() or ['the run did not end'])[-1]}")
+                last = (log.read_text().splitlines() or ["the run did not end"])[-1]
+                raise InputError(f"bench scale: {last.removeprefix('fedprompt: ')}")
         finally:
             job.kill()
         rounds = [record["seconds"] for record in metrics.read(output / "metrics.jsonl") if record["round"] > 1]
