@@ -137,7 +137,8 @@ def test_weights_of_many_states_are_those_of_each(small, prior, states, monkeypa
         expected.append(matching_weights(sets[client], parameters["phi"], nets, assignment[client], prior))
         waiting += client
         if kept.full:
-            got.append(kept.weights(assignment[waiting], prior))
+            assert list(range(CLIENTS))[kept.clients] == waiting
+            got.append(evidence.weigh(*kept.take(), assignment[waiting], prior))
             waiting = []
     assert len(got) == {1: 6, 2: 4, 32: 2}[states]
     torch.testing.assert_close(torch.cat(got), torch.cat(expected), rtol=0, atol=0)
@@ -148,15 +149,16 @@ def test_reference_prior_sums_one_bernoulli_variable_over_all_prompts_of_a_clien
     sets, parameters, assignment = small
     p = Naive(parameters).p
     c = indicators(assignment[0], CLIENTS * PROMPTS).sum(0)
-    bernoulli = [
-        torch.distributions.Independent(torch.distributions.Bernoulli(p(phi.unsqueeze(0))), 1).log_prob(taken.expand(2))
-        for phi, taken in zip(parameters["phi"], c, strict=True)
+    variables = [
+        torch.distributions.Independent(torch.distributions.Bernoulli(p(phi.unsqueeze(0))), 1)
+        for phi in parameters["phi"]
     ]
+    scores = [variable.log_prob(taken.expand(PROMPTS)) for variable, taken in zip(variables, c, strict=True)]
     nets = model.forward(parameters)
     without, got = (
         matching_weights(sets[:1], parameters["phi"], nets, assignment[:1], prior) for prior in ("none", "reference")
     )
-    torch.testing.assert_close(got - without, torch.cat(bernoulli).expand(1, PROMPTS, -1))
+    torch.testing.assert_close(got - without, torch.cat(scores).expand(1, PROMPTS, -1))
 
 
 def test_odds_weight_is_what_the_objective_gains_by_using_a_candidate(small):

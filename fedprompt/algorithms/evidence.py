@@ -36,17 +36,33 @@ def matching_weights(sets: Tensor, phi: Tensor, nets: Forward, assignment: Tenso
 
     ``assignment`` [C, n] is the clients' current one.
     """
-    evidence = Evidence(sets, len(sets), len(phi))
-    evidence.add(phi, nets)
-    return evidence.weights(assignment, prior)
+    return weigh(*evidence(sets, phi, nets), assignment, prior)
+
+
+def evidence(sets: Tensor, phi: Tensor, nets: Forward) -> tuple[Tensor, Tensor]:
+    """Return log N(p_tj; φ_k, σ_k²) [C, n, K] and log p - log(1 - p) [C, K] in float64: one state, all clients."""
+    noted = Evidence(sets, len(sets), len(phi))
+    noted.add(phi, nets)
+    return noted.take()
+
+
+def weigh(likelihood: Tensor, logit: Tensor, assignment: Tensor, prior: Prior) -> Tensor:
+    """Return W [C, n, K] of what :func:`evidence` returns, under the clients' current ``assignment`` [C, n]."""
+    if prior == "none":
+        return likelihood
+    if prior == "odds":
+        return likelihood + logit.unsqueeze(1)
+    bernoulli = F.logsigmoid(-logit).scatter(1, assignment, F.logsigmoid(logit).gather(1, assignment))
+    return likelihood + assignment.shape[1] * bernoulli.unsqueeze(1)
 
 
 class Evidence:
-    """What states of the parameters say about clients, group after group, kept until their weights are asked for."""
+    """What states of the parameters say about clients, group after group, kept until it is taken."""
 
     def __init__(self, sets: Tensor, size: int, candidates: int) -> None:
         """Make room for what is said about ``sets`` [C, n, D], in groups of ``size`` clients, by ``candidates`` K."""
         clients, prompts, width = sets.shape
+        self._size = size
         self._prompts = sets.reshape(clients // size, size * prompts, width)
         self._terms = torch.cat([self._prompts.square(), -2 * self._prompts], 2)
         states = min(len(self._prompts), _STATES, max(1, _NUMBERS // (candidates * width)))
@@ -57,8 +73,13 @@ class Evidence:
 
     @property
     def full(self) -> bool:
-        """Whether weights must be asked for before another group is noted: no room, or all groups had their turn."""
+        """Whether it must be taken before another group is noted: there is no room, or all groups had their turn."""
         return len(self._noted) in (len(self._phi), len(self._prompts) - self._first)
+
+    @property
+    def clients(self) -> slice:
+        """The clients noted."""
+        return slice(self._first * self._size, (self._first + len(self._noted)) * self._size)
 
     def add(self, phi: Tensor, nets: Forward) -> None:
         """Note what ``nets``, the outcome of ``forward`` for ``phi`` [K, D], says about the next group.
@@ -74,21 +95,15 @@ class Evidence:
         self._phi[state], self._sigma[state] = phi, nets.sigma
         self._noted.append((expanded, own, _log_product(nets.sigma), nets.logit))
 
-    def weights(self, assignment: Tensor, prior: Prior) -> Tensor:
-        """Return W [C', n, K] in float64 of the clients noted, under their ``assignment`` [C', n], and forget them."""
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return what :func:`evidence` does, of the clients noted, and forget them."""
         expanded, own, log_sigma, logit = (torch.stack(each) for each in zip(*self._noted, strict=True))
         distance = self._mended(expanded, own.unsqueeze(1)).double()
         normal = -0.5 * distance - log_sigma.unsqueeze(1) - 0.5 * self._phi.shape[2] * math.log(2 * math.pi)
-        weights = normal.view(*assignment.shape, -1)
-        logit = logit.double().repeat_interleave(len(weights) // len(logit), 0)  # [C', K]
         self._first = (self._first + len(self._noted)) % len(self._prompts)
         self._noted = []
-        if prior == "none":
-            return weights
-        if prior == "odds":
-            return weights + logit.unsqueeze(1)
-        bernoulli = F.logsigmoid(-logit).scatter(1, assignment, F.logsigmoid(logit).gather(1, assignment))
-        return weights + assignment.shape[1] * bernoulli.unsqueeze(1)
+        likelihood = normal.unflatten(1, (self._size, -1)).flatten(0, 1)  # [states, size·n, K] -> [C', n, K]
+        return likelihood, logit.double().repeat_interleave(self._size, 0)
 
     def _mended(self, distance: Tensor, own: Tensor) -> Tensor:
         """Return Σ_d (x - φ)² / σ² [states, size·n, K], given its expansion, and φ² / σ² [states, 1, K].

@@ -164,7 +164,7 @@ def _likelihood_gradient(
     phi, sigma, hidden = (each.index_select(0, matched) for each in (parameters["phi"], nets.sigma, nets.hidden_sigma))
     residual = sets.flatten(0, 1) - phi
     pull = residual / sigma.square()
-    upstream = torch.addcmul(-residual.new_ones(()), residual, pull)  # r² / σ² - 1
+    upstream = torch.addcmul(residual.new_full((), -1), residual, pull)  # r² / σ² - 1
     upstream.addcmul_(upstream, sigma, value=-1)  # times 1 - σ
     inner = _relu_backward(product(upstream, parameters["sigma.2.weight"]), hidden, 0)
     return {

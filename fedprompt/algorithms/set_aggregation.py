@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fedprompt.algorithms import generative_model as model
-from fedprompt.algorithms.evidence import Evidence, matching_weights
+from fedprompt.algorithms.evidence import Evidence, evidence, weigh
 from fedprompt.errors import InputError, did_you_mean
 
 Schedule = Literal["sequential", "joint"]
@@ -95,8 +95,9 @@ def aggregate_sets(
         sets = sets.detach()
         parameters, assignment, changed = fit(sets, settings, rng)
         candidates, kept = keep_used(parameters["phi"], sets, assignment, max_size)
-        metrics = _fit_metrics(parameters, sets, assignment, settings.prior) | kept.metrics
-        metrics["sigma_min"] = model.forward(parameters, settings.prior).sigma[candidates].min().item()
+        nets = model.forward(parameters, settings.prior)
+        metrics = _fit_metrics(parameters, nets, sets, assignment, settings.prior) | kept.metrics
+        metrics["sigma_min"] = nets.sigma[candidates].min().item()
         metrics["changed"] = changed
     return replace(kept, metrics=metrics)
 
@@ -153,20 +154,19 @@ def fit(
     parameters, assignment = start(sets, settings.hidden, rng)
     step = _ascent(parameters, settings.lr)
     size = 1 if settings.schedule == "sequential" else clients
-    evidence = Evidence(sets, size, clients * prompts)
+    seen = Evidence(sets, size, clients * prompts)
     previous = assignment
     for _ in range(settings.sweeps):
-        previous, matched = assignment.clone(), 0
+        previous = assignment.clone()
         for stop in range(size, clients + 1, size):
             group = slice(stop - size, stop)
             nets = model.forward(parameters, settings.prior)
-            evidence.add(parameters["phi"], nets)
+            seen.add(parameters["phi"], nets)
             step(model.gradient(parameters, nets, sets[group], assignment[group], settings.prior))
-            if evidence.full:
-                weights = evidence.weights(assignment[matched:stop], settings.prior).cpu().numpy()
-                found = np.stack([match(own) for own in weights])
-                assignment[matched:stop] = torch.from_numpy(found).to(sets.device)
-                matched = stop
+            if seen.full:
+                behind = seen.clients
+                weights = weigh(*seen.take(), assignment[behind], settings.prior).cpu().numpy()
+                assignment[behind] = torch.from_numpy(np.stack([match(own) for own in weights])).to(sets.device)
     return parameters, assignment, (assignment != previous).double().mean().item()
 
 
@@ -197,18 +197,16 @@ def _most_used(assignment: Tensor, max_size: int | None) -> Tensor:
 
 
 def _fit_metrics(
-    parameters: dict[str, Tensor], sets: Tensor, assignment: Tensor, prior: model.Prior
+    parameters: dict[str, Tensor], nets: model.Forward, sets: Tensor, assignment: Tensor, prior: model.Prior
 ) -> dict[str, float]:
-    """Return what the fitted model says about its matching."""
-    nets = model.forward(parameters, prior)
-    likelihood, weights = (
-        matching_weights(sets, parameters["phi"], nets, assignment, each).flatten(0, 1) for each in ("none", prior)
-    )
+    """Return what the fitted model, whose outcome of ``forward`` are ``nets``, says about its matching."""
+    likelihood, logit = evidence(sets, parameters["phi"], nets)
+    weights = weigh(likelihood, logit, assignment, prior).flatten(0, 1)
     chosen = assignment.reshape(-1, 1)
     others = weights.scatter(1, chosen, -torch.inf).amax(1, keepdim=True)
     margin = (weights.gather(1, chosen) - others).mean().item() if weights.shape[1] > 1 else 0.0
     return {
-        "log_likelihood": likelihood.gather(1, chosen).mean().item(),
+        "log_likelihood": likelihood.flatten(0, 1).gather(1, chosen).mean().item(),
         "margin": margin,
         "objective": model.objective(parameters, sets, assignment, prior).item(),
     }

@@ -92,10 +92,10 @@ def _print_comparison(prior: str, found: dict[str, Any]) -> None:
 def straightforward(sets: Tensor, settings: GenerativeSettings, sweeps: int) -> Tensor:
     """Assignments [C, n] after ``sweeps`` of the sequential schedule, from the start that ``aggregate_sets`` draws."""
     clients, _, width = sets.shape
-    drawn, assignment = start(sets, settings.hidden, np.random.default_rng(0))
-    first, last = (width, settings.hidden), (settings.hidden, width)
-    sigma_net = nn.Sequential(nn.Linear(*first), nn.ReLU(), nn.Linear(*last), nn.Sigmoid())
-    p_net = nn.Sequential(nn.Linear(*first), nn.ReLU(), nn.Linear(settings.hidden, 1), nn.Sigmoid())
+    hidden = settings.hidden
+    drawn, assignment = start(sets, hidden, np.random.default_rng(0))
+    sigma_net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.Sigmoid())
+    p_net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid())
     for prefix, net in (("sigma.", sigma_net), ("p.", p_net)):
         net.load_state_dict({name.removeprefix(prefix): own for name, own in drawn.items() if name.startswith(prefix)})
     phi = nn.Parameter(drawn["phi"])

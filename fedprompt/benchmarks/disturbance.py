@@ -62,7 +62,7 @@ class Run:
         until, round = time.monotonic() + PATIENCE, min(max(round, self._before + 1), self._rounds)
         while (now := self.round()) < round:
             if not self.job.running() or time.monotonic() > until:
-                raise Lost(f"came to round {now} instead of {round}: {self._last_line()}")
+                raise Lost(f"came to round {now} instead of {round}: {self.job.last_line()}")
             time.sleep(0.02)
 
     def ended(self, *codes: int) -> None:
@@ -70,9 +70,9 @@ class Run:
         try:
             code = self.job.wait()
         except subprocess.TimeoutExpired:
-            raise Lost(f"did not end: {self._last_line()}") from None
+            raise Lost(f"did not end: {self.job.last_line()}") from None
         if code not in codes:
-            raise Lost(f"ended with code {code}: {self._last_line()}")
+            raise Lost(f"ended with code {code}: {self.job.last_line()}")
 
     def outcome(self) -> Outcome:
         """Params, lines and result, without clocks and warnings."""
@@ -80,9 +80,6 @@ class Run:
         result = json.loads((self.output / "result.json").read_text())
         params = CheckpointStore(str(self.output / "checkpoints")).latest().state.params
         return params, [_without(line, "seconds", "warnings") for line in lines], _without(result, "seconds")
-
-    def _last_line(self) -> str:
-        return (self._log.read_text(errors="replace").splitlines() or ["(it said nothing)"])[-1]
 
 
 def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:

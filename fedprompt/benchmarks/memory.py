@@ -108,7 +108,7 @@ def _peak(folder: Path, overrides: tuple[str, ...]) -> dict[str, int]:
                 most = max(most, now, key=lambda parts: sum(parts.values()))
                 time.sleep(0.2)
             if job.running() or job.wait():
-                raise InputError(f"bench memory: {(log.read_text().splitlines() or ['the run did not end'])[-1]}")
+                raise InputError(f"bench memory: {job.last_line()}")
         finally:
             job.kill()
     return most

@@ -31,6 +31,7 @@ class Job:
     """A running command; what it writes goes into ``log``."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._log = log
         with open(log, "ab") as file:
             self._command = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
@@ -47,6 +48,11 @@ class Job:
     def wait(self) -> int:
         """Exit code, once the command has ended; raises subprocess.TimeoutExpired."""
         return self._command.wait(PATIENCE)
+
+    def last_line(self) -> str:
+        """The last line that it wrote, without the name of our own command."""
+        lines = self._log.read_text(errors="replace").splitlines() or ["(it said nothing)"]
+        return lines[-1].removeprefix("fedprompt: ")
 
     def actors(self, name: str) -> list[Process]:
         """Processes of the Ray actors of a class, in the order in which they began."""

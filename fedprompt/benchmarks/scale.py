@@ -90,8 +90,7 @@ def _run(clients: int, cohort: int, data: str) -> dict[str, Any]:
                 peak = max(peak, job.memory())
                 time.sleep(0.2)
             if job.running() or job.wait():
-                last = (log.read_text().splitlines() or ["the run did not end"])[-1]
-                raise InputError(f"bench scale: {last.removeprefix('fedprompt: ')}")
+                raise InputError(f"bench scale: {job.last_line()}")
         finally:
             job.kill()
         rounds = [record["seconds"] for record in metrics.read(output / "metrics.jsonl") if record["round"] > 1]
