@@ -146,10 +146,15 @@ def start(sets: Tensor, hidden: int, rng: np.random.Generator) -> tuple[dict[str
     return parameters, torch.from_numpy(np.stack(drawn)).to(sets.device)
 
 
+@torch.inference_mode()
 def fit(
     sets: Tensor, settings: GenerativeSettings, rng: np.random.Generator
 ) -> tuple[dict[str, Tensor], Tensor, float]:
-    """Alternate steps and matchings; return the parameters, the assignment [C, n] and the share changed at last."""
+    """Alternate steps and matchings; return the parameters, the assignment [C, n] and the share changed at last.
+
+    In inference mode, which spares each of a step's many small operations a part of its cost: the tensors returned can
+    be computed with, but not be learned from or changed outside of it.
+    """
     clients, prompts, _ = sets.shape
     parameters, assignment = start(sets, settings.hidden, rng)
     step = _ascent(parameters, settings.lr)
@@ -158,11 +163,10 @@ def fit(
     previous = assignment
     for _ in range(settings.sweeps):
         previous = assignment.clone()
-        for stop in range(size, clients + 1, size):
-            group = slice(stop - size, stop)
+        for group, current in zip(sets.split(size), assignment.split(size), strict=True):
             nets = model.forward(parameters, settings.prior)
             seen.add(parameters["phi"], nets)
-            step(model.gradient(parameters, nets, sets[group], assignment[group], settings.prior))
+            step(model.gradient(parameters, nets, group, current, settings.prior))
             if seen.full:
                 behind = seen.clients
                 weights = weigh(*seen.take(), assignment[behind], settings.prior).cpu().numpy()
