@@ -20,9 +20,8 @@ from fedprompt.algorithms.generative_model import Forward, Prior
 from fedprompt.models.linear import plain_linear
 
 # Nobody asks for a client's assignment before its own next step, so that the weights of many clients can be finished at
-# a time: with fewer and longer operations, and without a wait of the device for each. At most so many states, and so
-# many numbers of φ, are kept for that.
-_STATES, _NUMBERS = 32, 2**22
+# a time, with fewer and longer operations. At most so many.
+_STATES = 32
 # A squared distance below this share of the candidate's own square has lost four bits to cancellation.
 _CLOSE = 1 / 8
 # Where a candidate's square is below this, distances are exact to a thousandth, cancelled or not: their size is D's.
@@ -65,16 +64,14 @@ class Evidence:
         self._size = size
         self._prompts = sets.reshape(clients // size, size * prompts, width)
         self._terms = torch.cat([self._prompts.square(), -2 * self._prompts], 2)
-        states = min(len(self._prompts), _STATES, max(1, _NUMBERS // (candidates * width)))
-        self._phi, self._sigma = sets.new_empty(2, states, candidates, width)
         self._factors = sets.new_empty(candidates, 2, width)
         self._first = 0  # the group that is first of those noted
         self._noted: list[tuple[Tensor, ...]] = []
 
     @property
     def full(self) -> bool:
-        """Whether it must be taken before another group is noted: there is no room, or all groups had their turn."""
-        return len(self._noted) in (len(self._phi), len(self._prompts) - self._first)
+        """Whether it must be taken before another group is noted: it is enough, or all groups had their turn."""
+        return len(self._noted) in (_STATES, len(self._prompts) - self._first)
 
     @property
     def clients(self) -> slice:
@@ -86,39 +83,37 @@ class Evidence:
 
         Distances are expanded, x² / σ² - 2x φ / σ² + φ² / σ², so that they are one matrix product.
         """
-        state = len(self._noted)
+        group = self._first + len(self._noted)
         precision, scaled = self._factors.unbind(1)
         torch.pow(nets.sigma, -2, out=precision)
         torch.mul(phi, precision, out=scaled)
         own = torch.linalg.vecdot(phi, scaled)  # [K]
-        expanded = plain_linear(self._terms[self._first + state], self._factors.flatten(1), own)  # [size·n, K]
-        self._phi[state], self._sigma[state] = phi, nets.sigma
-        self._noted.append((expanded, own, _log_product(nets.sigma), nets.logit))
+        distance = plain_linear(self._terms[group], self._factors.flatten(1), own)  # [size·n, K]
+        _mend(distance, own, self._prompts[group], phi, nets.sigma)
+        self._noted.append((distance, _log_product(nets.sigma), nets.logit))
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Return what :func:`evidence` does, of the clients noted, and forget them."""
-        expanded, own, log_sigma, logit = (torch.stack(each) for each in zip(*self._noted, strict=True))
-        distance = self._mended(expanded, own.unsqueeze(1)).double()
-        normal = -0.5 * distance - log_sigma.unsqueeze(1) - 0.5 * self._phi.shape[2] * math.log(2 * math.pi)
+        distance, log_sigma, logit = (torch.stack(each) for each in zip(*self._noted, strict=True))
+        width = self._prompts.shape[2]
+        normal = -0.5 * distance.double() - log_sigma.unsqueeze(1) - 0.5 * width * math.log(2 * math.pi)
         self._first = (self._first + len(self._noted)) % len(self._prompts)
         self._noted = []
         likelihood = normal.unflatten(1, (self._size, -1)).flatten(0, 1)  # [states, size·n, K] -> [C', n, K]
         return likelihood, logit.double().repeat_interleave(self._size, 0)
 
-    def _mended(self, distance: Tensor, own: Tensor) -> Tensor:
-        """Return Σ_d (x - φ)² / σ² [states, size·n, K], given its expansion, and φ² / σ² [states, 1, K].
 
-        Where the expansion cancels and its terms are large, for prompts close to a candidate of small σ, the distance
-        is taken from the difference.
-        """
-        prompts, phi, sigma = (each.flatten(0, 1) for each in (self._prompts[self._first :], self._phi, self._sigma))
-        close = (distance < _CLOSE * F.threshold(own, _HARMLESS, 0)).nonzero()
-        for state, row, k in (pairs.unbind(1) for pairs in close.split(_PAIRS) if len(pairs)):
-            candidate = state * distance.shape[2] + k
-            difference = prompts.index_select(0, state * distance.shape[1] + row).sub_(phi.index_select(0, candidate))
-            standardised = difference.div_(sigma.index_select(0, candidate))
-            distance[state, row, k] = torch.linalg.vecdot(standardised, standardised)
-        return distance
+def _mend(distance: Tensor, own: Tensor, prompts: Tensor, phi: Tensor, sigma: Tensor) -> None:
+    """Correct Σ_d (x - φ)² / σ² [R, K] of ``prompts`` [R, D], expanded with ``own`` = φ² / σ² [K], in place.
+
+    Where the expansion cancels and its terms are large, for prompts close to a candidate of small σ, the distance is
+    taken from the difference.
+    """
+    close = (distance < _CLOSE * own).logical_and_(own > _HARMLESS).nonzero()
+    for row, k in (pairs.unbind(1) for pairs in close.split(_PAIRS) if len(pairs)):
+        difference = prompts.index_select(0, row).sub_(phi.index_select(0, k))
+        standardised = difference.div_(sigma.index_select(0, k))
+        distance[row, k] = torch.linalg.vecdot(standardised, standardised)
 
 
 def _log_product(sigma: Tensor) -> Tensor:
