@@ -95,8 +95,8 @@ class Evidence:
     def take(self) -> tuple[Tensor, Tensor]:
         """Return what :func:`evidence` does, of the clients noted, and forget them."""
         distance, log_sigma, logit = (torch.stack(each) for each in zip(*self._noted, strict=True))
-        width = self._prompts.shape[2]
-        normal = -0.5 * distance.double() - log_sigma.unsqueeze(1) - 0.5 * width * math.log(2 * math.pi)
+        constant = log_sigma.unsqueeze(1) + 0.5 * self._prompts.shape[2] * math.log(2 * math.pi)  # [states, 1, K]
+        normal = distance.double().mul_(-0.5).sub_(constant)
         self._first = (self._first + len(self._noted)) % len(self._prompts)
         self._noted = []
         likelihood = normal.unflatten(1, (self._size, -1)).flatten(0, 1)  # [states, size·n, K] -> [C', n, K]
