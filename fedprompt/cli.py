@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fedprompt import __version__
-from fedprompt.benchmarks import BENCHMARKS
+from fedprompt.benchmarks import BENCHMARKS, check_json
 from fedprompt.config import load
 from fedprompt.errors import InputError, os_error_line
 from fedprompt.terminal import fail, follow
@@ -274,9 +274,13 @@ def bench(name: str, json_path: Path | None, quick: bool) -> None:
     from fedprompt.errors import did_you_mean
 
     if name not in BENCHMARKS:
-        known = "; ".join(f"{key}: {about}" for key, about in BENCHMARKS.items())
+        known = ", ".join(BENCHMARKS)
         raise InputError(f"bench: unknown benchmark '{name}'{did_you_mean(name, BENCHMARKS)}; allowed: {known}")
+    check_json(json_path)
     import_module(f"fedprompt.benchmarks.{name}").main(json_path, quick=quick)
+
+
+bench.epilog = "\b\nNAME:\n" + "\n".join(f"  {name:<15}{about}" for name, about in BENCHMARKS.items())
 
 
 if __name__ == "__main__":

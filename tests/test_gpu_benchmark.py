@@ -63,6 +63,13 @@ def test_without_a_gpu_it_ends_with_one_line_and_code_2():
     )
 
 
+def test_results_that_could_not_be_written_are_refused_before_anything_is_measured(tmp_path):
+    command = [sys.executable, "-m", "fedprompt.benchmarks.gpu", "--quick", "--json", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"fedprompt: --json: {tmp_path}: Is a directory; allowed: a file that can be written\n"
+
+
 @without_gpu
 def test_compiling_without_a_gpu_is_refused():
     pytest.importorskip("pydantic")  # all else in this file runs where only torch, timm and pytest are

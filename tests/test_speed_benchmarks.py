@@ -6,8 +6,36 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from fedprompt.benchmarks import layers, training
+from fedprompt.benchmarks import BENCHMARKS, layers, training
+from fedprompt.cli import main
+
+
+@pytest.mark.parametrize("found", ["a folder", "below a file"])
+def test_results_that_could_not_be_written_are_refused_before_anything_is_measured(tmp_path, monkeypatch, found):
+    monkeypatch.setattr(training, "main", lambda *_, **__: pytest.fail("it measures"))
+    (tmp_path / "file").write_text("kept")
+    path = tmp_path if found == "a folder" else tmp_path / "file" / "training.json"
+    end = CliRunner().invoke(main, ["bench", "training", "--json", str(path)])
+    assert end.exit_code == 2
+    assert end.output.startswith(f"fedprompt: --json: {tmp_path}")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_results_get_a_folder_and_leave_nothing_where_measuring_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "main", lambda path, quick: path.stat())
+    end = CliRunner().invoke(main, ["bench", "training", "--json", str(tmp_path / "new" / "training.json")])
+    assert end.exit_code == 1
+    assert list(tmp_path.rglob("*")) == [tmp_path / "new"]
+
+
+def test_help_and_a_mistyped_name_tell_which_benchmarks_there_are():
+    told = CliRunner().invoke(main, ["bench", "-h"]).output
+    assert all(f"\n    {name:<15}{about}\n" in told for name, about in BENCHMARKS.items())
+    end = CliRunner().invoke(main, ["bench", "agregation"])
+    assert end.exit_code == 2
+    assert "'agregation' (did you mean 'aggregation'?); allowed: aggregation, comparison, " in end.output
 
 
 @pytest.fixture(scope="module")

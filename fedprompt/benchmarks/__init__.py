@@ -1,5 +1,11 @@
 """Measured comparisons that anyone can run with ``fedprompt bench NAME``."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedprompt.errors import InputError, os_error_line
+
 BENCHMARKS = {
     "aggregation": "PFPT's server step against the straightforward form of the published one: speed and growth",
     "comparison": "all methods on the same clients, data and budget, with one search of rates; resumes",
@@ -20,3 +26,17 @@ BENCHMARKS = {
     "memory": "peak memory of the demo and of a federation of 20,000 images of 224 px, next to the size of the data",
     "faults": "processes killed, commands stopped, checkpoints damaged: whether runs come to the same numbers",
 }
+
+
+def check_json(path: Path | None) -> None:
+    """Make the folder of a file of results; raise InputError if it could not be written once all is measured."""
+    if path is None:
+        return
+    found = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"--json: {os_error_line(error)}; allowed: a file that can be written") from None
+    if not found:
+        path.unlink()

@@ -29,7 +29,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from fedprompt.benchmarks import obvious
+from fedprompt.benchmarks import check_json, obvious
 from fedprompt.benchmarks.gpu_clock import matrix_products, matrix_rate, timed, waits_per_step
 from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import Examples, prepare
@@ -266,6 +266,7 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     arguments = _arguments()
     try:
+        check_json(arguments.json)
         main(arguments.json, quick=arguments.quick)
     except InputError as error:
         print(f"fedprompt: {error}", file=sys.stderr)
