@@ -120,6 +120,4 @@ def _log_product(sigma: Tensor) -> Tensor:
     """Return Σ_d log σ_kd [K] in float64, with one logarithm for sixteen factors: their product is 1e-240 or more."""
     missing = -sigma.shape[1] % 16
     padded = F.pad(sigma, (0, missing), value=1.0) if missing else sigma
-    first, second = padded.chunk(2, 1)
-    pairs = first * second  # float32 has room for two, and half as many are left to be converted
-    return pairs.unflatten(1, (8, -1)).prod(1, dtype=torch.float64).log_().sum(1)
+    return padded.unflatten(1, (16, -1)).prod(1, dtype=torch.float64).log_().sum(1)
