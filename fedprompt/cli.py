@@ -15,7 +15,7 @@ import click
 from fedprompt import __version__
 from fedprompt.benchmarks import BENCHMARKS, check_json
 from fedprompt.config import load
-from fedprompt.errors import InputError, os_error_line
+from fedprompt.errors import InputError, RunFailed, did_you_mean, os_error_line
 from fedprompt.terminal import fail, follow
 
 
@@ -200,7 +200,6 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
         raise InputError("--resume: needs --output DIR, the folder of the sweep to continue")
     if path is None and not resume:
         raise InputError("SWEEP.yaml: missing; allowed: a sweep file, such as those in tune_configs/")
-    from fedprompt.runtime.federation import RunFailed
     from fedprompt.runtime.run import terminated_as_interrupt
     from fedprompt.study import sweep as sweeping
 
@@ -234,7 +233,6 @@ def personalize(run_dir: Path, overrides: tuple[str, ...], output: Path | None, 
 
     Settings are personalize.lr, epochs, optimizer, trains, pull, interpolation, averaging and clients.
     """
-    from fedprompt.runtime.federation import RunFailed
     from fedprompt.runtime.run import terminated_as_interrupt
     from fedprompt.study import personalize as personalizing
 
@@ -271,8 +269,6 @@ def report(folders: tuple[Path, ...], output: Path | None) -> None:
 @click.option("--quick", is_flag=True, help="A smaller version that shows that it works.")
 def bench(name: str, json_path: Path | None, quick: bool) -> None:
     """Run a measured comparison by its name."""
-    from fedprompt.errors import did_you_mean
-
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise InputError(f"bench: unknown benchmark '{name}'{did_you_mean(name, BENCHMARKS)}; allowed: {known}")

@@ -13,6 +13,10 @@ class InputError(Exception):
     """
 
 
+class RunFailed(Exception):
+    """A run cannot continue although its input is well formed: one line that says why; exit code 1."""
+
+
 class OutOfBudget(Exception):
     """A black-box model refuses a request: the client has used up its queries. One line that says so."""
 

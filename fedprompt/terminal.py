@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from fedprompt.config import Config
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, RunFailed
 
 
 def fail(line: str, code: int) -> NoReturn:
@@ -22,7 +22,6 @@ def fail(line: str, code: int) -> NoReturn:
 
 def follow(config: Config, output: Path, local: bool) -> None:
     """Show a run's records as they come, and say how it ended."""
-    from fedprompt.runtime.federation import RunFailed
     from fedprompt.tracking.progress import Progress
 
     progress = contextlib.closing(Progress(config.federation.rounds))
@@ -49,7 +48,6 @@ def _records(config: Config, output: Path, local: bool) -> Iterator[dict[str, An
 
 
 def _show(record: dict[str, Any], progress: Any) -> None:
-    from fedprompt.runtime.federation import RunFailed
 
     if "error" in record:
         raise (InputError if record["code"] == 2 else RunFailed)(record["error"])

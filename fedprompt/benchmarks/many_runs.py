@@ -173,7 +173,7 @@ def sorted_by_names(table: pd.DataFrame, columns: Sequence[str], names: Iterable
 
 
 def _run(job: Job) -> None:
-    from fedprompt.runtime.federation import RunFailed
+    from fedprompt.errors import RunFailed
 
     try:
         run_in_folder(job.folder, job.overrides)

@@ -16,10 +16,10 @@ import torch
 from ray.util.placement_group import PlacementGroup
 
 from fedprompt.config import Config
-from fedprompt.errors import InputError, os_error_line
+from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.checkpoints import store_of
-from fedprompt.runtime.federation import Federation, Record, RunFailed, Stopped
+from fedprompt.runtime.federation import Federation, Record, Stopped
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
 

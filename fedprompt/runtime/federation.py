@@ -15,7 +15,7 @@ from fedprompt.blackbox.service import EVALUATION
 from fedprompt.client.tasks import Task, Update, steps_of
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError, os_error_line
+from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.models.params import Params, is_finite, size_in_bytes
 from fedprompt.runtime.attendance import attendance
 from fedprompt.runtime.checkpoints import Checkpoint, CheckpointStore
@@ -31,10 +31,6 @@ Record = dict[str, Any]
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
-
-
-class RunFailed(Exception):
-    """The run cannot go on, through no fault of its input's form: one line that says why."""
 
 
 class Federation:

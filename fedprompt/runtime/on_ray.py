@@ -18,10 +18,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, RunFailed
 from fedprompt.models.weights import SUFFIXES
 from fedprompt.runtime.driver import Driver, told_in_one_line
-from fedprompt.runtime.federation import Record, RunFailed
+from fedprompt.runtime.federation import Record
 from fedprompt.runtime.places import reserved, waited
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool

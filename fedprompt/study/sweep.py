@@ -25,9 +25,8 @@ import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.checkpoints import store_of
-from fedprompt.runtime.federation import RunFailed
 from fedprompt.runtime.on_ray import DRIVER_RESTARTS, connected
 from fedprompt.runtime.run import saved_settings
 from fedprompt.study.outcomes import Outcomes, read_endings

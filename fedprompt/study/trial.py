@@ -11,11 +11,10 @@ from typing import Any
 from ray import tune
 from ray.util.placement_group import get_current_placement_group
 
-from fedprompt.errors import InputError, os_error_line
+from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.runtime import places
 from fedprompt.runtime.build import divided_data
 from fedprompt.runtime.driver import Driver, told_in_one_line
-from fedprompt.runtime.federation import RunFailed
 from fedprompt.runtime.ray_pool import RayPool
 from fedprompt.study.personalize import Personalize, after_run, personalize
 from fedprompt.study.space import Trial

@@ -12,7 +12,7 @@ from fedprompt.config import FederationSection
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import worker
 from fedprompt.runtime.attendance import attendance, slowness
-from fedprompt.runtime.federation import RunFailed
+from fedprompt.errors import RunFailed
 from fedprompt.runtime.pool import InProcessPool
 
 SOME = ("federation.dropout=0.4", "federation.deadline=1.5", "federation.cohort=6")

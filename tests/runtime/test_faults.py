@@ -13,9 +13,8 @@ import torch
 from commands import cli
 
 from fedprompt.algorithms.base import State
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.checkpoints import Checkpoint, CheckpointStore
-from fedprompt.runtime.federation import RunFailed
 from fedprompt.runtime.run import new_run
 from fedprompt.tracking import metrics
 from fedprompt.tracking.tracker import Tracker
