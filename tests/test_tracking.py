@@ -388,6 +388,17 @@ def test_a_partition_figure_colours_a_cell_where_there_are_samples(clients, clas
     assert pixels(figure).std() > 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_class_names_are_drawn_letter_by_letter(tmp_path):
+    names = ["$x^_$", "$10", "a\\$b", "\\", "two\nlines", "x" * 500, "\N{DOG FACE}", "犬", "\udcff", "", "_", "%s {0}"]
+    figure = partition_figure(np.ones((3, len(names)), dtype=np.int64), names)
+    save(figure, tmp_path / "partition.png")
+    drawn = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert drawn[:5] == [r"\$x^_\$", r"\$10", r"a\\$b", "\\", r"two\nlines"]  # \$ is drawn as $
+    assert len(set(drawn)) == len(names)
+    assert max(map(len, drawn)) <= 40
+
+
 def test_the_accuracy_figure_draws_what_there_is():
     figure = accuracy_figure([{"round": 0, "test": evaluation(0.1)}, record(1), {"round": 2, "train": {"loss": 1.0}}])
     accuracy, loss, pool_size = figure.axes

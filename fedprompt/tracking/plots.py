@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from fedprompt.texts import LONGEST, escaped, printable
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.metrics import Record
 
@@ -91,7 +93,7 @@ def partition_figure(class_counts: np.ndarray, class_names: Sequence[str]) -> Fi
     if clients <= NUMBERED_CLIENTS and classes <= NAMED_CLASSES:
         _write_counts(heat, class_counts, dark_above=norm.vmax**0.5)
     if classes <= NAMED_CLASSES:
-        heat.set_yticks(range(classes), class_names)
+        heat.set_yticks(range(classes), [figure_text(name) for name in class_names])
     heat.xaxis.set_major_locator(MaxNLocator(integer=True))
     heat.set_xlim(-0.5, clients - 0.5)
     heat.set_xlabel("client")
@@ -127,6 +129,17 @@ def trajectory_figure(pools: Mapping[int, np.ndarray]) -> Figure:
     axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
     axes.grid(True)
     return figure
+
+
+def figure_text(text: str, longest: int = LONGEST) -> str:
+    """Return a text of the user's as matplotlib draws it letter by letter: one line, no mathematics, no missing glyph.
+
+    Use it for names of classes, domains and methods. A character that the font lacks becomes an escape, such as
+    ``\\u732b``, so that names stay apart.
+    """
+    font = get_font(findfont(FontProperties()))
+    drawn = "".join(c if font.get_char_index(ord(c)) else escaped(c) for c in printable(text, longest))
+    return printable(drawn, longest).replace("$", r"\$")
 
 
 def pixels(figure: Figure) -> np.ndarray:
