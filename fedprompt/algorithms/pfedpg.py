@@ -29,8 +29,9 @@ from torch import Tensor
 
 from fedprompt.algorithms.base import Algorithm, Metrics, State
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots, make_rule
+from fedprompt.client.rules import LocalOptions, LocalRule, Slots, make_rule
 from fedprompt.client.tasks import Update
+from fedprompt.client.wrappers import WrappedRule
 from fedprompt.models.params import HEAD, Params, weighted_mean
 
 GENERATED = ("prompt", "pool")
@@ -123,20 +124,15 @@ def _generated(params: Params) -> str:
     return next(name for name in GENERATED if name in params)
 
 
-class KeepsHead(LocalRule):
+class KeepsHead(WrappedRule):
     """Another rule whose slots for the head stay with the client until it takes part again."""
 
-    def __init__(self, inner: LocalRule) -> None:
-        self._inner = inner
-
     def start(self, params: Params, sent: Params, kept: Params) -> Slots:
-        slots = self._inner.start(params, sent, {})
+        slots = self._inner.start(params, sent, kept)
         return {slot: {n: kept.get(f"{slot}.{n}", v) for n, v in values.items()} for slot, values in slots.items()}
 
-    def step(self, params: Params, slots: Slots, oracle: Oracle) -> tuple[Params, Slots, Tensor]:
-        return self._inner.step(params, slots, oracle)
-
     def finish(self, params: Params, slots: Slots, steps: int) -> tuple[Params, Params]:
-        """Moments and counts of the head stay."""
+        """Moments and counts of the head stay, beside what the inner rule leaves."""
+        sent, kept = self._inner.finish(params, slots, steps)
         head = {f"{slot}.{n}": v for slot, values in slots.items() for n, v in values.items() if n.startswith(HEAD)}
-        return {}, head
+        return sent, {**kept, **head}

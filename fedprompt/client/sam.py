@@ -15,21 +15,18 @@ import torch
 from torch import Tensor
 
 from fedprompt.client.rules import LocalRule, Oracle, Slots
+from fedprompt.client.wrappers import WrappedOracle, WrappedRule
 from fedprompt.models.params import Params
 
 TINY = 1e-12  # added to ‖g‖: no gradient, no perturbation
 
 
-class SamOracle:
+class SamOracle(WrappedOracle):
     """Answers with the loss at w and the gradient at w + ρ g / ‖g‖."""
 
     def __init__(self, inner: Oracle, rho: float) -> None:
-        self._inner, self._rho = inner, rho
-        self.opens_epoch = inner.opens_epoch
-
-    def loss(self, params: Params) -> Tensor:
-        """Each client's loss [C]."""
-        return self._inner.loss(params)
+        super().__init__(inner)
+        self._rho = rho
 
     def grad(self, params: Params) -> tuple[Tensor, Params]:
         """Each client's loss [C] at ``params``, and its gradient at the point uphill of them."""
@@ -40,20 +37,15 @@ class SamOracle:
         return losses, self._inner.grad(uphill)[1]
 
 
-class SharpnessAware(LocalRule):
+class SharpnessAware(WrappedRule):
     """Another rule that never sees a gradient but SAM's."""
 
     def __init__(self, inner: LocalRule, rho: float) -> None:
-        self._inner, self._rho = inner, rho
-
-    def start(self, params: Params, sent: Params, kept: Params) -> Slots:
-        return self._inner.start(params, sent, kept)
+        super().__init__(inner)
+        self._rho = rho
 
     def step(self, params: Params, slots: Slots, oracle: Oracle) -> tuple[Params, Slots, Tensor]:
         return self._inner.step(params, slots, SamOracle(oracle, self._rho))
-
-    def finish(self, params: Params, slots: Slots, steps: int) -> tuple[Params, Params]:
-        return self._inner.finish(params, slots, steps)
 
 
 def sharpness_aware(rule: LocalRule, rho: float) -> LocalRule:

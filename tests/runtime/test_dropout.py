@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from fedprompt.config import FederationSection
+from fedprompt.errors import RunFailed
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import worker
 from fedprompt.runtime.attendance import attendance, slowness
-from fedprompt.errors import RunFailed
 from fedprompt.runtime.pool import InProcessPool
 
 SOME = ("federation.dropout=0.4", "federation.deadline=1.5", "federation.cohort=6")
