@@ -33,6 +33,9 @@ def open_regular(path: str | Path, key: str | None = None) -> BinaryIO:
         except InputError:
             file.close()
             raise
+    except FileNotFoundError:
+        what = "a link to a file that is missing" if os.path.islink(path) else "missing"
+        raise InputError(f"{where}: is {what}; allowed: a readable file") from None
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror or error}); allowed: a readable file") from None
     except ValueError as error:  # a null character in the path

@@ -77,7 +77,8 @@ class Dataset:
     """A named training and test set.
 
     ``domain_classes`` (bool [domains, classes]) says which classes a sample of a domain may have; logits are masked
-    by it. None: every domain has all classes.
+    by it. None: every domain has all classes. ``notes`` are lines for the user, such as what was not read. ``pixels``:
+    median width and height of the image files, where they have been brought to another size.
     """
 
     name: str
@@ -86,3 +87,5 @@ class Dataset:
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...] = ("all",)
     domain_classes: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
+    pixels: tuple[int, int] | None = None

@@ -2,84 +2,37 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from fedprompt.data.dataset import Dataset, Split
-from fedprompt.data.images import empty
+from fedprompt.data.listing import (
+    Unread,
+    alike,
+    by_class,
+    is_clutter,
+    name_of,
+    note_beside,
+    note_more_images,
+    note_unlisted,
+    subfolders,
+)
+from fedprompt.data.pictures import ENDINGS, SIDE, Picture, read_images, read_pictures
 from fedprompt.data.registry import dataset
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, did_you_mean
+from fedprompt.files import read_regular
 
-SIDE = 256  # a user's own images: shorter side resized to this, then the centre square of this size
-ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-
-
-def read_image(path: Path, square: bool = False) -> np.ndarray:
-    """Return an image file as uint8 [H, W, 3], with ``square`` brought to ``SIDE``; InputError if it is damaged."""
-    try:
-        with Image.open(path) as image:
-            if square:
-                image = _centre_square(ImageOps.exif_transpose(image).convert("RGB"))
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # PIL's decoders raise whatever a damaged file makes them stumble over
-        raise InputError(f"{path}: no readable image, missing, truncated or damaged ({error})") from error
-
-
-def _centre_square(image: Image.Image) -> Image.Image:
-    """Resize the shorter side to ``SIDE`` (bilinear) and crop the centre."""
-    scale = SIDE / min(image.size)
-    width, height = (max(SIDE, round(n * scale)) for n in image.size)
-    left, top = (width - SIDE) // 2, (height - SIDE) // 2
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
-
-
-def read_images(paths: list[Path], square: bool = False) -> np.ndarray:
-    """Return image files as uint8 [n, H, W, 3]; all must have the first one's size (or ``square`` makes it so)."""
-    first = read_image(paths[0], square)
-    images = empty((len(paths), *first.shape))
-
-    def fill(i: int) -> None:
-        image = read_image(paths[i], square)
-        if image.shape != first.shape:
-            raise InputError(f"{paths[i]}: {image.shape[1]}x{image.shape[0]} pixels where the data set has"
-                             f" {first.shape[1]}x{first.shape[0]}")  # fmt: skip
-        images[i] = image
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(fill, range(len(paths))))
-    return images
+MOST_TEXT = 2**26  # bytes of a list of files
 
 
 def read_text(path: Path) -> list[str]:
     """Return the non-empty lines of a text file; InputError if it is missing or no text."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read, missing or damaged ({error})") from error
-
-
-def subfolders(folder: Path) -> list[str]:
-    """Return the names of the folders in ``folder``, sorted; hidden ones do not count."""
-    return sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the image files of a folder, sorted by name; InputError if the folder is missing."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: this folder of the data set is missing")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-
-
-def _by_class(folder: Path, classes: list[str], inner: str = ".") -> tuple[list[Path], list[int]]:
-    """Return the files of ``folder/<class>/inner`` and their labels."""
-    files = [(path, label) for label, name in enumerate(classes) for path in image_files(folder / name / inner)]
-    if not files:
-        raise InputError(f"{folder}: no images in its {len(classes)} class folders ({', '.join(sorted(ENDINGS))})")
-    return [path for path, _ in files], [label for _, label in files]
+        text = read_regular(path, most=MOST_TEXT).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read, damaged or no UTF-8 text ({error})") from error
+    return [line for line in text.splitlines() if line.strip()]
 
 
 @dataset(
@@ -90,6 +43,7 @@ def _by_class(folder: Path, classes: list[str], inner: str = ".") -> tuple[list[
 )
 def mnist_m(folder: Path) -> Dataset:
     """Load MNIST-M (Ganin et al., JMLR 2016): two folders of .png files, each with a list of "file label" lines."""
+    unread = Unread(folder)
 
     def split(part: str) -> Split:
         listing = folder / f"mnist_m_{part}_labels.txt"
@@ -100,9 +54,11 @@ def mnist_m(folder: Path) -> Dataset:
         if not rows:
             raise InputError(f"{listing}: is empty; truncated, unpack the archive again")
         images = read_images([folder / f"mnist_m_{part}" / row[0] for row in rows])
+        note_unlisted(folder / f"mnist_m_{part}", {row[0] for row in rows}, unread)
         return Split.of(images, np.array([int(row[1]) for row in rows]))
 
-    return Dataset("mnist-m", split("train"), split("test"), tuple(str(digit) for digit in range(10)))
+    train, test = split("train"), split("test")
+    return Dataset("mnist-m", train, test, tuple(str(digit) for digit in range(10)), notes=unread.notes())
 
 
 @dataset(
@@ -115,7 +71,8 @@ def tiny_imagenet(folder: Path) -> Dataset:
     """Load Tiny ImageNet; its labelled validation set is the test set, for the labels of its own are not public."""
     wnids = [line.strip() for line in read_text(folder / "wnids.txt")]
     words = dict(line.split("\t", 1) for line in read_text(folder / "words.txt") if "\t" in line)
-    paths, labels = _by_class(folder / "train", wnids, "images")
+    unread = Unread(folder)
+    paths, labels = by_class(folder / "train", wnids, unread, "images")
     annotations = folder / "val" / "val_annotations.txt"
     rows = [line.split("\t") for line in read_text(annotations)]
     for row in rows:
@@ -125,13 +82,15 @@ def tiny_imagenet(folder: Path) -> Dataset:
             )
     if not rows:
         raise InputError(f"{annotations}: is empty; truncated, unpack the archive again")
+    note_unlisted(folder / "val" / "images", {row[0] for row in rows}, unread)
     number = {wnid: label for label, wnid in enumerate(wnids)}
     test = Split.of(
         read_images([folder / "val" / "images" / row[0] for row in rows]),
         np.array([number[row[1]] for row in rows]),
     )
     class_names = tuple(words.get(wnid, wnid).split(",")[0].strip() for wnid in wnids)
-    return Dataset("tiny-imagenet", Split.of(read_images(paths), np.array(labels)), test, class_names)
+    train = Split.of(read_images(paths), np.array(labels))
+    return Dataset("tiny-imagenet", train, test, class_names, notes=unread.notes())
 
 
 CINIC_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -141,23 +100,25 @@ CINIC_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
     "cinic10",
     about="CINIC-10: 90,000 + 90,000 colour photographs, 32x32, 10 classes (its validation third is not used)",
     get="CINIC-10.tar.gz, linked from github.com/BayesWatch/cinic-10, unpacked",
-    marks=("train", "CINIC-10/train"),
+    marks=("train/", "CINIC-10/train/"),
 )
 def cinic10(folder: Path) -> Dataset:
     """Load CINIC-10 (Darlow et al. 2018): its train and test thirds; validation is held out of train like anywhere."""
+    unread = Unread(folder)
 
     def split(part: str) -> Split:
-        paths, labels = _by_class(folder / part, CINIC_CLASSES)
+        paths, labels = by_class(folder / part, CINIC_CLASSES, unread)
+        note_beside(folder / part, CINIC_CLASSES, unread)
         return Split.of(read_images(paths), np.array(labels))
 
-    return Dataset("cinic10", split("train"), split("test"), tuple(CINIC_CLASSES))
+    return Dataset("cinic10", split("train"), split("test"), tuple(CINIC_CLASSES), notes=unread.notes())
 
 
 @dataset(
     "folder",
     about=f"your own images: train/CLASS/*, test/CLASS/* or DOMAIN/train/CLASS/*, cropped to {SIDE}x{SIDE} colour",
     get="give data.root=DIR with DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg, or DIR/DOMAIN/train/CLASS/*.jpg",
-    marks=("train", "*/train"),
+    marks=("train/", "*/train/"),
     needs_root=True,
 )
 def folder(folder: Path) -> Dataset:
@@ -166,18 +127,44 @@ def folder(folder: Path) -> Dataset:
     Classes are the union over the domains; where domains differ in their classes, ``domain_classes`` says which have
     which.
     """
-    single = (folder / "train").is_dir()
-    domains = ["all"] if single else [name for name in subfolders(folder) if (folder / name / "train").is_dir()]
-    roots = [folder] if single else [folder / name for name in domains]
-    held = [set(subfolders(root / "train")) for root in roots]
+    unread = Unread(folder)
+    roots, domains = _roots(folder, unread)
+    held = [subfolders(root / "train", unread) for root in roots]
     classes = sorted(set().union(*held))
-    train = _folder_split(roots, held, classes, "train")
-    test = _folder_split(roots, held, classes, "test")
+    train, pictures = _folder_split(roots, held, classes, "train", unread)
+    test, _ = _folder_split(roots, held, classes, "test", unread)
     allowed = np.array([[name in names for name in classes] for names in held])
-    return Dataset("folder", train, test, tuple(classes), tuple(domains), None if allowed.all() else allowed)
+    width, height = np.median([picture.size for picture in pictures], axis=0).astype(int).tolist()
+    return Dataset(
+        name="folder",
+        train=train,
+        test=test,
+        class_names=tuple(classes),
+        domain_names=tuple(domains),
+        domain_classes=None if allowed.all() else allowed,
+        notes=(*unread.notes(), *(f"{folder}: {line}" for line in alike(classes))),
+        pixels=(width, height),
+    )
 
 
-def _folder_split(roots: list[Path], held: list[set[str]], classes: list[str], part: str) -> Split:
+def _roots(folder: Path, unread: Unread) -> tuple[list[Path], list[str]]:
+    """Return the folders that hold ``train`` and ``test``, and the names of their domains."""
+    parts = ("train", "test")
+    if (folder / "train").is_dir():
+        note_beside(folder, parts, unread)
+        return [folder], ["all"]
+    found = sorted(item for item in folder.iterdir() if (item / "train").is_dir() and not is_clutter(item.name))
+    domains = [name_of(item) for item in found]
+    note_beside(folder, domains, unread)
+    roots = [folder / name for name in domains]
+    for root in roots:
+        note_beside(root, parts, unread)
+    return roots, domains
+
+
+def _folder_split(
+    roots: list[Path], held: list[list[str]], classes: list[str], part: str, unread: Unread
+) -> tuple[Split, list[Picture]]:
     """Read one split of all domains; a class that a domain's training images lack is refused."""
     paths: list[Path] = []
     labels: list[int] = []
@@ -185,12 +172,25 @@ def _folder_split(roots: list[Path], held: list[set[str]], classes: list[str], p
     for domain, (root, names) in enumerate(zip(roots, held)):
         if not (root / part).is_dir():
             raise InputError(f"{root / part}: this folder is missing; wanted: train/CLASS/* and test/CLASS/*")
-        present = subfolders(root / part)
+        present = names if part == "train" else subfolders(root / part, unread)
         for name in present:
             if name not in names:
-                raise InputError(f"{root / part / name}: class '{name}' has no folder in {root / 'train'}")
-        found, positions = _by_class(root / part, present)
+                hint = did_you_mean(name, names)
+                raise InputError(f"{root / part / name}: class '{name}' has no folder in {root / 'train'}{hint}")
+        found, positions = by_class(root / part, present, unread)
+        _check_classes(root / part, present, positions, unread)
         paths += found
         labels += [classes.index(present[position]) for position in positions]
         domains += [domain] * len(found)
-    return Split.of(read_images(paths, square=True), np.array(labels), np.array(domains))
+    images, pictures = read_pictures(paths, square=True)
+    note_more_images(paths, pictures, unread)
+    return Split.of(images, np.array(labels), np.array(domains)), pictures
+
+
+def _check_classes(folder: Path, classes: list[str], labels: list[int], unread: Unread) -> None:
+    """Refuse a class folder without an image in training; in the test set its class is only not tested."""
+    for name in (name for label, name in enumerate(classes) if label not in set(labels)):
+        if folder.name == "train":
+            raise InputError(f"{folder / name}: no image in this class folder, found: {unread.of(folder / name)};"
+                             f" put images there ({', '.join(sorted(ENDINGS))}) or remove the folder")  # fmt: skip
+        unread.add("class folders without an image", folder / name)

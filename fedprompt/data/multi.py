@@ -44,6 +44,7 @@ def join(datasets: list[Dataset]) -> Dataset:
             d.name if len(d.domain_names) == 1 else f"{d.name}/{name}" for d in datasets for name in d.domain_names
         ),
         domain_classes=allowed,
+        notes=tuple(f"{d.name}: {note}" for d in datasets for note in d.notes),
     )
 
 

@@ -47,10 +47,24 @@ class _Entry:
             return Path()
         for place in self.places(root):
             for mark in self.marks:
-                hit = next(iter(sorted(place.glob(mark))), None)
+                hit = next(iter(_marked(place, mark)), None)
                 if hit is not None:
                     return hit.parents[0] if not mark.startswith("*/") else place
         return None
+
+    def mistaken(self, root: Path | None) -> str:
+        """Say which file lies where a folder is wanted, or the other way round; an empty string for none."""
+        for place in self.places(root):
+            for mark in self.marks:
+                for hit in sorted(place.glob(mark.rstrip("/"))):
+                    return f" ({hit} is {'no folder' if mark.endswith('/') else 'no file'})"
+        return ""
+
+
+def _marked(place: Path, mark: str) -> list[Path]:
+    """Return the paths that a mark finds, sorted: files, or folders where it ends in a slash."""
+    is_wanted = Path.is_dir if mark.endswith("/") else Path.is_file
+    return sorted(path for path in place.glob(mark.rstrip("/")) if is_wanted(path))
 
 
 _ENTRIES: dict[str, _Entry] = {}
@@ -68,9 +82,9 @@ def dataset(
     """Register ``loader(folder) -> Dataset`` as ``data.name=name``.
 
     ``about`` and ``get`` are a line each. ``marks`` are file patterns, relative to a place, one of which shows that
-    the data set is there; the loader gets the folder in which the marked file lies (a mark ``*/…`` only looks into
-    subfolders: the loader gets the place). Without marks the data set comes with the package. ``also`` are folders
-    outside the default location; ``needs_root``: there is no default location at all.
+    the data set is there (those of folders end in ``/``); the loader gets the folder in which the marked file lies (a
+    mark ``*/…`` only looks into subfolders: the loader gets the place). Without marks the data set comes with the
+    package. ``also`` are folders outside the default location; ``needs_root``: there is no default location at all.
     """
 
     def register(loader: Loader) -> Loader:
@@ -129,6 +143,7 @@ def _load_one(entry: _Entry, root: Path | None) -> Dataset:
         key, way = (
             ("data.name", "put it there or give data.root=DIR") if root is None else ("data.root", "put it there")
         )
-        raise InputError(f"{key}: files of '{entry.name}' not found, looked for {' or '.join(entry.marks)} in {places};"
+        raise InputError(f"{key}: files of '{entry.name}' not found, looked for {' or '.join(entry.marks)} in {places}"
+                         f"{entry.mistaken(root)};"
                          f" to get it: {entry.get}; then {way}")  # fmt: skip
     return entry.loader(found)

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from special_files import make_special
 
 from fedprompt.data import folders, load
 from fedprompt.errors import InputError
@@ -184,3 +185,102 @@ def test_a_folder_with_something_missing_is_refused(tmp_path):
     save(tmp_path / "test" / "dog" / "a.png")
     with pytest.raises(InputError, match="dog: class 'dog' has no folder in"):
         load("folder", str(tmp_path))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            save(tmp_path / part / name / "a.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("added", "told"),
+    [
+        ("train/cat/more/b.png", "folders within class folders (1, such as train/cat/more)"),
+        ("train/cat/b.heic", "files of other endings (1, such as train/cat/b.heic)"),
+        ("train/cat/b", "files of other endings (1, such as train/cat/b)"),
+        ("train/cat/.b.png", "hidden or system files (1, such as train/cat/.b.png)"),
+        ("train/dog/Thumbs.db", "hidden or system files (1, such as train/dog/Thumbs.db)"),
+        ("train/__MACOSX/cat/._a.png", "hidden or system files (1, such as train/__MACOSX)"),
+        ("train/.git/a.png", "hidden or system files (1, such as train/.git)"),
+        ("__MACOSX/train/._a.png", "folders beside those of the data set (1, such as __MACOSX)"),
+        ("val/cat/a.png", "folders beside those of the data set (1, such as val)"),
+        ("train/b.png", "files beside class folders (1, such as train/b.png)"),
+        ("b.png", "images outside of class folders (1, such as b.png)"),
+        ("test/fox/", "has no folder in"),
+        ("train/fox/", "fox: no image in this class folder, found: nothing;"),
+        (
+            "train/fox/b.heic",
+            "found: files of other endings (1, such as train/fox/b.heic);",
+        ),
+        ("train/fox/red/b.png", "found: folders within class folders (1, such as train/fox/red);"),
+        ("train/Cat/a.png", "the classes 'Cat' and 'cat' differ only in case"),
+        ("train/cat\udcff/b.png", "the name is no UTF-8 text; rename this"),
+        ("train/cat/B.PNG", None),
+        ("train/cat/b.Jpeg", None),
+    ],
+)
+def test_an_image_is_read_or_its_folder_is_told_in_one_line(photos, added, told):
+    path = photos / added
+    if added.endswith("/"):
+        path.mkdir()
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(path, "PNG")
+    try:
+        found = load("folder", str(photos))
+    except InputError as error:
+        lines, images = [str(error)], 2
+    else:
+        lines, images = found.notes, len(found.train)
+    assert len(lines) == (told is not None)
+    assert all(told in line and "\n" not in line for line in lines)
+    assert images == 2 + (told is None or "differ" in told)
+
+
+def test_what_is_no_file_among_the_images_is_refused(photos):
+    for kind in ("named pipe", "broken link", "circular link", "device", "socket"):
+        make_special(kind, photos / "train" / "cat" / "b.png")
+        with pytest.raises(InputError, match=r"b\.png: (is|cannot be read)") as caught:
+            load("folder", str(photos))
+        one_line(caught)
+        (photos / "train" / "cat" / "b.png").unlink()
+
+
+def test_images_after_the_first_of_a_file_and_classes_without_a_test_are_told(photos):
+    frames = [Image.new("L", (32, 32), value) for value in (0, 255)]
+    frames[0].save(photos / "train" / "cat" / "b.gif", save_all=True, append_images=frames[1:])
+    (photos / "test" / "dog" / "a.png").unlink()
+    found = load("folder", str(photos))
+    assert found.notes == (
+        f"{photos}: not read: images after the first of their file (1, such as train/cat/b.gif); "
+        "class folders without an image (1, such as test/dog)",
+    )
+
+
+def test_images_that_other_sources_do_not_read_are_told_too(mnist_m, tiny):
+    root, _ = mnist_m
+    save(root / "mnist_m" / "mnist_m_train" / "z.png")
+    assert "images that are not in the list of files (1, such as mnist_m_train/z.png)" in one(
+        load("mnist-m", str(root)).notes
+    )
+    save(tiny / "tiny-imagenet-200" / "val" / "images" / "z.JPEG", (64, 64))
+    save(tiny / "tiny-imagenet-200" / "train" / "n01" / "images" / "more" / "z.JPEG", (64, 64))
+    told = one(load("tiny-imagenet", str(tiny)).notes)
+    assert "folders within class folders (1, such as train/n01/images/more)" in told
+    assert "images that are not in the list of files (1, such as val/images/z.JPEG)" in told
+
+
+def one(lines):
+    (line,) = lines
+    return line
+
+
+def test_the_size_of_the_files_is_known_beside_that_of_the_pixels(photos):
+    save(photos / "train" / "cat" / "b.png", (640, 480))
+    save(photos / "train" / "cat" / "c.png", (640, 480))
+    save(photos / "train" / "cat" / "d.png", (640, 480))
+    assert load("folder", str(photos)).pixels == (640, 480)
+    assert load("digits").pixels is None
