@@ -125,17 +125,22 @@ def serve(config: tuple[str, ...], host: str, port: int) -> None:
 @click.option("--features", is_flag=True, help="Measure how far clients' features are apart, too.")
 def partition(config: tuple[str, ...], output: Path | None, features: bool) -> None:
     """Show how the data falls among clients: the client × class table and measures of heterogeneity."""
+    import shutil
+
     import pandas as pd
 
     from fedprompt.data import feature_distance, measures
     from fedprompt.runtime.build import build_data, features_of
+    from fedprompt.tracking.partition_table import partition_lines
 
     path, overrides = _split(config)
     settings = load(path, overrides)
     data = build_data(settings)
     counts = data.class_counts()
     table = pd.DataFrame(counts, columns=list(data.class_names)).rename_axis("client")
-    click.echo(table.assign(total=counts.sum(1)).to_string())
+    for note in data.notes:
+        click.echo(f"fedprompt: {note}", err=True)
+    click.echo("\n".join(partition_lines(counts, data.class_names, shutil.get_terminal_size((120, 24)).columns)))
     measured = measures(counts)
     if features:
         measured["feature_distance"] = feature_distance(

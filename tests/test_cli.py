@@ -5,11 +5,14 @@ import subprocess
 import sys
 
 import commands
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from fedprompt import __version__
 from fedprompt.algorithms import registry
+from fedprompt.tracking.partition_table import partition_lines
 
 TINY = [*tiny.TINY, "data.limit=300", "federation.rounds=1"]
 
@@ -155,6 +158,49 @@ def test_the_partition_is_shown_and_written(cli, tmp_path):
     held_out = round(0.1 * 300)
     assert sum(int(count) for row in rows[1:] for count in row.split(",")[1:]) == 300 - held_out
     assert (tmp_path / "part" / "partition.png").exists()
+
+
+@pytest.mark.parametrize("width", [10, 60, 120, 1000])
+def test_the_partition_table_fits_the_terminal_and_says_what_it_leaves_out(width):
+    counts = np.arange(600).reshape(3, 200)
+    *rows, told = partition_lines(counts, [f"class {i}" for i in range(199)] + ["犬\n" * 9], width)
+    shown = rows[0].count("class")
+    assert 1 <= shown <= 40
+    assert shown == 40 or width < 1000
+    assert told.startswith(f"{200 - shown} of 200 classes are left out; --output")
+    assert rows[2].split() == ["1", *map(str, range(200, 200 + shown)), str(counts[1].sum())]
+    assert len({len(row) for row in rows}) == 1
+    assert len(rows[0]) <= max(width, 30)
+
+
+def test_the_whole_partition_is_shown_where_it_fits():
+    rows = partition_lines(np.eye(2, dtype=int), ["a\tb", "犬"], 120)
+    assert [row.split() for row in rows] == [
+        ["client", r"a\tb", "犬", "total"],
+        ["0", "1", "0", "1"],
+        ["1", "0", "1", "1"],
+    ]
+
+
+def test_partition_and_run_say_what_of_the_data_is_not_used(cli, tmp_path):
+    for part in ("train", "test"):
+        for name in ("$x^_$", "$10"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (640, 480), (i, 0, 0)).save(tmp_path / part / name / f"{i}.png")
+    (tmp_path / "train" / "$10" / "more").mkdir()
+    settings = ("data.name=folder", f"data.root={tmp_path}", "federation.clients=2", "federation.cohort=1")
+    settings = [*tiny.TINY_MODEL, *settings, "partition.min_size=1", "federation.rounds=1"]
+    code, output, noted = cli("partition", *settings, "--output", tmp_path / "out")
+    assert code == 0
+    assert "$x^_$" in output
+    code, _, told = cli("run", *settings, "--output", tmp_path / "run", "--local")
+    assert code == 0
+    for told in (noted, told):
+        assert "not read: folders within class folders (1, such as train/$10/more)" in told
+        assert "images of 640 x 480 pixels are reduced to 32 x 32 (backbone.image_size" in told
+    for folder in ("out", "run"):
+        assert (tmp_path / folder / "partition.png").exists()
 
 
 def test_help_version_and_unknown_commands(cli):

@@ -12,6 +12,7 @@ from fedprompt.data.partition import PartitionOptions, long_tail, partition
 from fedprompt.data.sampling import apportion, stratified
 from fedprompt.errors import InputError
 from fedprompt.seeding import Stream, generator
+from fedprompt.texts import printable
 
 LOCAL_TEST_SIZE = 200  # images in a client's local test set, as long as its classes hold enough of them
 LOCAL_TEST_LEAST = 20  # below this a client's accuracy means little: caps on single classes are accepted to reach it
@@ -36,6 +37,7 @@ class FederatedData:
     test: View
     clients: tuple[np.ndarray, ...]
     local_tests: tuple[np.ndarray, ...]
+    notes: tuple[str, ...] = ()  # lines for the user about the data
 
     def client(self, i: int) -> Split:
         """Return a copy of client i's training samples."""
@@ -74,9 +76,14 @@ def federate(
     """
     if not 0 <= validation < 1:
         raise InputError(f"data.validation: {validation} is not allowed; give a share from 0 to below 1")
+    for part, split in (("training", dataset.train), ("test", dataset.test)):
+        if not len(split):
+            raise InputError(f"data.name: '{dataset.name}' has no {part} images; allowed: at least 1")
     train = _limited(dataset.train, limit, len(dataset.class_names), seed)
     held_out = stratified(
-        _groups(train, len(dataset.class_names)), round(validation * len(train)), generator(seed, Stream.VALIDATION)
+        _groups(train, len(dataset.class_names)),
+        _validation_size(validation, len(train)),
+        generator(seed, Stream.VALIDATION),
     )
     kept = np.setdiff1d(np.arange(len(train)), held_out)
     validation_view = View(train, generator(seed, Stream.TEST_ORDER, 1).permutation(held_out))
@@ -107,6 +114,7 @@ def federate(
         test=test,
         clients=tuple(parts),
         local_tests=_local_tests(train_view, test, parts, len(dataset.class_names), seed),
+        notes=dataset.notes,
     )
 
 
@@ -125,18 +133,41 @@ def _limited(train: Split, limit: int | None, classes: int, seed: int) -> Split:
     return train.take(stratified(_groups(train, classes), limit, generator(seed, Stream.DATA)))
 
 
+def _validation_size(share: float, images: int) -> int:
+    """Return the number of images to hold out; InputError where that leaves none for validation or for training."""
+    size = round(share * images)
+    if share > 0 and images < 2:
+        raise InputError(f"data.limit: {images} training image cannot be both trained on and held out for validation;"
+                         " allowed: at least 2")  # fmt: skip
+    if (share > 0 and size == 0) or size == images:
+        kind, bound = ("validation", f"more than {0.5 / images:g}") if size == 0 else (
+            "training", f"less than {1 - 0.5 / images:.10g}")  # fmt: skip
+        raise InputError(f"data.validation: a share of {share:g} of {images} training images leaves none for {kind};"
+                         f" allowed: {bound}")  # fmt: skip
+    return size
+
+
 def _published(labels: np.ndarray, class_names: tuple[str, ...], shots: int, seed: int) -> np.ndarray:
     """Indices of ``shots`` random images of every class, class by class; InputError where a class would be used up."""
     rng, chosen = generator(seed, Stream.PUBLIC), [np.empty(0, np.int64)]
-    for label, name in enumerate(class_names if shots else ()):
+    for label in range(len(class_names) if shots else 0):
         members = np.flatnonzero(labels == label)
         if shots >= len(members):
-            raise InputError(
-                f"head.shots: {shots}, and class '{name}' has {len(members)} images for training; allowed: fewer than "
-                "every class has, or prototypes from a file (head.embeddings)"
-            )
+            raise InputError(_too_many_shots(shots, labels, class_names))
         chosen.append(rng.choice(members, shots, replace=False))
     return np.concatenate(chosen)
+
+
+def _too_many_shots(shots: int, labels: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """Name the smallest class and what it allows: at least one image of it stays with the clients."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    smallest = int(counts.argmin())
+    most = int(counts[smallest]) - 1
+    allowed = f"at most {most}, " if most > 0 else "more images of it (data.limit, data.validation), "
+    return (
+        f"head.shots: {shots}, and class '{printable(class_names[smallest])}' has {counts[smallest]} image(s) for "
+        f"training, of which one must stay; allowed: {allowed}or prototypes from a file (head.embeddings)"
+    )
 
 
 def _local_tests(train: View, test: View, parts: list[np.ndarray], classes: int, seed: int) -> tuple[np.ndarray, ...]:

@@ -17,7 +17,7 @@ from fedprompt.blackbox.http import HttpService
 from fedprompt.blackbox.service import Scorer, Service
 from fedprompt.client.rules import LocalOptions, ZerothOptions
 from fedprompt.config import Config
-from fedprompt.data import FederatedData, PartitionOptions, Split, federate, load
+from fedprompt.data import Dataset, FederatedData, PartitionOptions, Split, federate, load
 from fedprompt.errors import InputError
 from fedprompt.models.backbone import Backbone
 from fedprompt.models.compiled import compile_blocks
@@ -41,8 +41,9 @@ def divided_data(config: Config) -> FederatedData:
     """Load the data set and make its federated view, in which every client has its own share under any method."""
     data, partition = config.data, config.partition
     options = partition.model_dump(exclude={"kind", "imbalance_factor"})
-    return federate(
-        load(data.name, data.root),
+    dataset = load(data.name, data.root)
+    federated = federate(
+        dataset,
         clients=config.federation.clients,
         kind=partition.kind,
         options=PartitionOptions(**options),
@@ -52,6 +53,19 @@ def divided_data(config: Config) -> FederatedData:
         seed=config.seed,
         shots=config.public_shots,
     )
+    return replace(federated, notes=(*federated.notes, *_reduction(dataset, config.backbone.image_size)))
+
+
+def _reduction(dataset: Dataset, image_size: int) -> list[str]:
+    """Say in a line that images lose most of their pixels, where the shorter side shrinks to less than half."""
+    height, width = dataset.train.images.shape[1:3]
+    width, height = dataset.pixels or (width, height)
+    if min(width, height) <= 2 * image_size:
+        return []
+    return [
+        f"images of {width} x {height} pixels are reduced to {image_size} x {image_size} (backbone.image_size; "
+        "a larger one sees more, and takes longer)"
+    ]
 
 
 def build_algorithm(config: Config) -> Algorithm:

@@ -68,7 +68,7 @@ class Federation:
         self._stop = True
 
     def run(self) -> Iterator[Record]:
-        """Run the rounds that are left; yields each round's record and, last, ``{"result": …}``.
+        """Run the rounds that are left; yields notes about the data, each round's record and, last, ``{"result": …}``.
 
         Whatever ends it in the middle of a round, Ctrl-C, an error or closing the iterator, saves the state before that
         round. Raises Stopped when it was asked to stop, RunFailed where too many clients diverge or the disk is full.
@@ -77,6 +77,7 @@ class Federation:
         with self._writing():
             tracker = self._tracker()
         try:
+            yield from ({"note": line} for line in self._data.notes)
             if not self._begun:
                 yield self._first_evaluation(tracker)
             for round in range(self.first_round, config.federation.rounds + 1):

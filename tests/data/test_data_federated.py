@@ -157,11 +157,37 @@ def test_a_local_test_stays_in_the_clients_domain_where_classes_are_shared():
         ({"clients": 3000}, r"federation\.clients: 3000"),
         ({"clients": 0}, r"federation\.clients: 0"),
         ({"imbalance_factor": 0.5}, r"partition\.imbalance_factor: 0\.5"),
+        ({"validation": 0.0002}, r"data\.validation: .* 0\.0002 of 2000 .*none for validation; .*more than 0\.00025"),
+        ({"validation": 0.9999}, r"data\.validation: .* 0\.9999 of 2000 .*none for training; .*less than 0\.99975"),
+        ({"limit": 1}, r"data\.limit: 1 training image .*at least 2"),
+        ({"limit": 2}, r"data\.validation: .* 0\.1 of 2 .*none for validation; .*more than 0\.25"),
+        ({"limit": 12, "validation": 0.5}, r"federation\.clients: 10 .* 6; give at most that many"),
+        ({"limit": 40, "shots": 20}, r"head\.shots: 20, and class 'a' has 9 image.*at most 8"),
+        ({"limit": 8, "validation": 0.5, "shots": 1}, r"head\.shots: 1, .* has 1 image.*more images of it"),
+        ({"limit": 3, "validation": 0.4, "shots": 1}, r"head\.shots: 1, .* has 0 image.*more images of it"),
     ],
 )
 def test_values_that_are_not_allowed_are_refused_by_their_key(changed, message):
     with pytest.raises(InputError, match=message):
         view(**({"options": PartitionOptions(min_size=1)} | changed))
+
+
+@pytest.mark.parametrize("images", [2, 3, 7, 100])
+def test_any_share_that_a_refusal_allows_is_accepted(images):
+    few = {"limit": images, "clients": 1, "options": PartitionOptions(min_size=1)}
+    for share, step, words in ((1e-9, 1e-6, "more than "), (1 - 1e-9, -1e-6, "less than ")):
+        with pytest.raises(InputError) as refused:
+            view(validation=share, **few)
+        allowed = view(validation=float(str(refused.value).rpartition(words)[2]) + step, **few)
+        assert min(len(allowed.validation), len(allowed.train)) == 1
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_data_set_without_images_is_refused(part):
+    parts = {"train": numbered(8, 0), "test": numbered(8, 0)}
+    parts[part] = parts[part].take(np.arange(0))
+    with pytest.raises(InputError, match=r"data\.name: 'toy' has no (training|test) images"):
+        view(Dataset("toy", **parts, class_names=tuple("abcd")))
 
 
 def test_no_validation_is_possible():
