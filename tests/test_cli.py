@@ -183,22 +183,23 @@ def test_the_whole_partition_is_shown_where_it_fits():
 
 
 def test_partition_and_run_say_what_of_the_data_is_not_used(cli, tmp_path):
+    photos = tmp_path / "photos"
     for part in ("train", "test"):
         for name in ("$x^_$", "$10"):
-            (tmp_path / part / name).mkdir(parents=True)
+            (photos / part / name).mkdir(parents=True)
             for i in range(8):
-                Image.new("RGB", (640, 480), (i, 0, 0)).save(tmp_path / part / name / f"{i}.png")
-    (tmp_path / "train" / "$10" / "more").mkdir()
-    settings = ("data.name=folder", f"data.root={tmp_path}", "federation.clients=2", "federation.cohort=1")
+                Image.new("RGB", (640, 480), (i, 0, 0)).save(photos / part / name / f"{i}.png")
+    (photos / "train" / "$10" / "more").mkdir()
+    settings = ("data.name=folder", f"data.root={photos}", "federation.clients=2", "federation.cohort=1")
     settings = [*tiny.TINY_MODEL, *settings, "partition.min_size=1", "federation.rounds=1"]
     code, output, noted = cli("partition", *settings, "--output", tmp_path / "out")
     assert code == 0
     assert "$x^_$" in output
     code, _, told = cli("run", *settings, "--output", tmp_path / "run", "--local")
     assert code == 0
-    for told in (noted, told):
-        assert "not read: folders within class folders (1, such as train/$10/more)" in told
-        assert "images of 640 x 480 pixels are reduced to 32 x 32 (backbone.image_size" in told
+    for line in (noted, told):
+        assert "not read: folders within class folders (1, such as train/$10/more)" in line
+        assert "images of 640 x 480 pixels are reduced to 32 x 32 (backbone.image_size" in line
     for folder in ("out", "run"):
         assert (tmp_path / folder / "partition.png").exists()
 
