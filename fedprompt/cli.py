@@ -207,6 +207,7 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
         raise InputError("SWEEP.yaml: missing; allowed: a sweep file, such as those in tune_configs/")
     from fedprompt.runtime.run import terminated_as_interrupt
     from fedprompt.study import sweep as sweeping
+    from fedprompt.study.verdict import verdict
 
     given = Path(path) if path else None
     plan = sweeping.resumed(output, given, overrides) if resume else sweeping.planned(given, overrides, output)
@@ -218,8 +219,7 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
     except RunFailed as error:
         fail(f"fedprompt: {error}", 1)
     click.echo(outcomes.text())
-    if best := outcomes.best():
-        click.echo(f"best on validation: {best['trial']}, {best['last10_accuracy']:.1%} test accuracy in the last ten")
+    click.echo(f"\naccuracy in percent, mean ± deviation over seeds\n{verdict(plan.output)}\n")
     click.echo(f"written: {plan.output}/results.csv  (tensorboard --logdir {plan.output})")
     if failed := outcomes.of("failed"):
         for trial in failed:
@@ -257,12 +257,13 @@ def personalize(run_dir: Path, overrides: tuple[str, ...], output: Path | None, 
 @_command
 @click.argument("folders", nargs=-1, required=True, metavar="DIR ...", type=click.Path(path_type=Path))
 @_output_option("Folder of the report; default: report/ in the first DIR.")
-def report(folders: tuple[Path, ...], output: Path | None) -> None:
+@click.option("--tsne", is_flag=True, help="Map PFPT's prompts by t-SNE instead of PCA, which may take minutes.")
+def report(folders: tuple[Path, ...], output: Path | None, tsne: bool) -> None:
     """Compare finished runs: tables over settings, methods and seeds, tests and figures, of all runs below DIR."""
     from fedprompt.study.report import write_report
 
     output = output or folders[0] / "report"
-    count, left_out = write_report(folders, output)
+    count, left_out = write_report(folders, output, lambda line: click.echo(f"fedprompt: {line}", err=True), tsne=tsne)
     for run in left_out:
         click.echo(f"left out: {run.folder}: {run.why}")
     click.echo(f"written: {output}/report.md, table.csv, table.tex and figures, of {count} runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,14 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 
 from fedprompt.study.groups import Group
 from fedprompt.study.runs import Run
-from fedprompt.tracking.plots import BLUE, ORANGE, STYLE
+from fedprompt.tracking.plots import BLUE, ORANGE, STYLE, figure_text, prompts_figure, trajectory_figure
 
 COLUMNS = 4  # of small multiples
+CHARACTERS_PER_INCH = 12  # of captions, at their font size
 LIGHT = "#C9C9C9"
-TSNE_POINTS = 2000  # more take minutes and show no more
+MAPPED = 2000  # prompts on a map: of more, t-SNE takes minutes and shows no more
+SNAPSHOT = re.compile(r"round_(\d+)\.npy")
+LONGEST_NAME = 200  # characters of a method's name in a figure, over several lines
 
 Curve = tuple[np.ndarray, np.ndarray]  # x [n] and y [seeds, n]
 
@@ -110,51 +114,40 @@ def accuracy_of_clients(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
-@mpl.rc_context(STYLE)
-def trajectory(pools: Mapping[int, np.ndarray]) -> Figure | None:
-    """The prompts of all rounds, {round: [P, D]}, by PCA and by t-SNE; None of fewer than five prompts."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+def trajectory(pools: Mapping[int, np.ndarray], tsne: bool = False) -> Figure | None:
+    """The prompts of all rounds, {round: [P, D]}, by PCA or by t-SNE; None of fewer than five prompts.
 
+    t-SNE runs on one thread: several slow each other down on so few prompts.
+    """
     pools = _thinned(pools)
-    rounds = np.concatenate([np.full(len(pool), round) for round, pool in pools.items()] or [[]])
-    if len(rounds) < 5:
+    count = sum(len(pool) for pool in pools.values())
+    if count < 5:
         return None
-    prompts = np.concatenate(list(pools.values())).astype(np.float64)  # [rows, D]
-    with np.errstate(all="ignore"):  # prompts that are all alike have no variance to divide by
-        pca = PCA(n_components=2, random_state=0).fit(prompts)
-        tsne = TSNE(perplexity=min(30.0, (len(rounds) - 1) / 3), init="random", random_state=0)
-        maps = {"PCA": pca.transform(prompts), "t-SNE": tsne.fit_transform(prompts)}
-    shares = np.nan_to_num(pca.explained_variance_ratio_)
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, (name, points) in zip(panels, maps.items()):
-        dots = axes.scatter(*points.T, c=rounds, cmap="viridis", s=12, linewidths=0)
-        for round, marker, colour in ((rounds.min(), "s", BLUE), (rounds.max(), "o", ORANGE)):
-            ends = points[rounds == round]
-            axes.scatter(*ends.T, marker=marker, s=55, facecolors="none", edgecolors=colour, label=f"round {round:.0f}")
-        axes.set_title(name, loc="right")
-        axes.grid(True)
-    panels[0].set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
-    panels[0].set_ylabel(f"second principal component ({shares[1]:.0%})")
-    panels[1].set_xlabel("distances are only meaningful between neighbours")
-    panels[1].tick_params(labelbottom=False, labelleft=False)
-    panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
-    bar = figure.colorbar(dots, ax=panels, label="communication round", pad=0.01)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+    if not tsne:
+        return trajectory_figure(pools)
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    mapping = TSNE(perplexity=min(30.0, (count - 1) / 3), init="random", random_state=0)
+    with threadpool_limits(1), np.errstate(all="ignore"):  # prompts that are all alike have distances of 0
+        points = mapping.fit_transform(np.concatenate(list(pools.values())).astype(np.float64))
+    labels = ("distances are only meaningful between neighbours (t-SNE)", "")
+    return prompts_figure(pools, points, labels)
 
 
 def load_pools(run: Run) -> dict[int, np.ndarray]:
     """The finite prompts of the snapshots in a run's folder, {round: [P, D]}; without those that cannot be read."""
     pools = {}
     for path in sorted(Path(run.folder, "pools").glob("round_*.npy")):
+        name = SNAPSHOT.fullmatch(path.name)
         try:
-            pool = np.load(path, allow_pickle=False)
+            pool = np.load(path, allow_pickle=False) if name and path.is_file() else None
         except (OSError, ValueError, EOFError):
             continue
-        pools[int(path.stem.removeprefix("round_"))] = pool[np.isfinite(pool).all(axis=1)]
-    return pools
+        if pool is not None and pool.ndim == 2 and np.issubdtype(pool.dtype, np.floating):
+            pools[int(name.group(1))] = pool[np.isfinite(pool).all(axis=1)]
+    widths = [pool.shape[1] for pool in pools.values()]
+    return {round: pool for round, pool in pools.items() if pool.shape[1] == max(widths, key=widths.count)}
 
 
 def _curve(group: Group, x_of: Callable[[Run], dict[int, float]]) -> Curve:
@@ -183,8 +176,8 @@ def _thinned(pools: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Leave out rounds, evenly, until there are few enough prompts; the first and the last stay."""
     rounds = sorted(pools)
     prompts = sum(len(pool) for pool in pools.values())
-    if prompts > TSNE_POINTS:
-        kept = max(2, len(rounds) * TSNE_POINTS // prompts)
+    if prompts > MAPPED:
+        kept = max(2, len(rounds) * MAPPED // prompts)
         rounds = [rounds[i] for i in np.unique(np.linspace(0, len(rounds) - 1, kept).round().astype(int))]
     return {round: pools[round] for round in rounds}
 
@@ -194,7 +187,8 @@ def _multiples(curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool 
     """A panel per method: its mean over seeds and their range, over the other methods' means in grey."""
     rows = -(-len(curves) // COLUMNS)
     columns = -(-len(curves) // rows)
-    figure = Figure(figsize=(max(5.0, 2.7 * columns), 2.1 * rows + 0.9), layout="constrained")
+    width = max(5.0, 2.7 * columns)
+    figure = Figure(figsize=(width, 2.1 * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     means = {method: (x, np.nanmean(y, axis=0)) for method, (x, y) in curves.items()}
     for axes, (method, (x, y)) in zip(panels, curves.items()):
@@ -217,7 +211,8 @@ def _multiples(curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool 
     several = any(len(y) > 1 for _, y in curves.values())
     told = ["blue: the method" + (", mean over its seeds; band: lowest to highest seed" if several else "")]
     told += ["grey: the other methods"] if len(curves) > 1 else []
-    figure.supxlabel(f"{xlabel}\n({'; '.join(told)})", fontsize=10)
+    legend = textwrap.fill(f"({'; '.join(told)})", int(CHARACTERS_PER_INCH * width))
+    figure.supxlabel(f"{xlabel}\n{legend}", fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
     return figure
 
@@ -230,7 +225,8 @@ def _number_ticks(axis: Axis) -> None:
 
 def _wrapped(method: str) -> str:
     """Break a long name between its parts, never within one."""
-    whole = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in method.split(", "))
+    parts = figure_text(method, LONGEST_NAME).split(", ")
+    whole = ", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     return "\n".join(textwrap.wrap(whole, 28))
 
 
@@ -239,7 +235,7 @@ def _rows(rows: Mapping[str, np.ndarray], xlabel: str, dot: str) -> tuple[Figure
     figure = Figure(figsize=(8, 0.3 * len(rows) + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.yaxis.set_major_locator(FixedLocator(range(len(rows))))
-    axes.set_yticklabels(list(rows))
+    axes.set_yticklabels([figure_text(name, LONGEST_NAME) for name in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel(f"{xlabel}\n({dot}; bar: the mean)")
     axes.grid(True)

@@ -78,8 +78,8 @@ def make_groups(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
     """
     alike: dict[str, dict[int, Run]] = {}
     repeated = []
-    for run in runs:
-        of_experiment = alike.setdefault(json.dumps(_relevant(run), sort_keys=True), {})
+    for run, keys in zip(runs, _told_apart_by_data(runs)):
+        of_experiment = alike.setdefault(json.dumps(keys, sort_keys=True), {})
         first = of_experiment.setdefault(run.seed, run)
         if first is not run:
             repeated.append(LeftOut(run.folder, f"the same experiment and seed as {first.folder}"))
@@ -135,6 +135,34 @@ def _relevant(run: Run) -> dict[str, Any]:
     known = {**dict.fromkeys(run.settings), **defaults(run.settings["algorithm.name"]), **given}
     keys = of_sections(known, (*SETTING, *METHOD))
     return {key: value for key, value in keys.items() if key not in ONLY_WHERE or _matters(key, known)}
+
+
+def _told_apart_by_data(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The settings that count of each run, with what tells its data apart.
+
+    Equal data in two folders is the same data, under the name of the first. Unequal data under one name is told apart
+    by its digest, "unknown" in results of version 0.1.0.
+    """
+    settings, digests = [_relevant(run) for run in runs], [_digest(run) for run in runs]
+    roots: dict[str, str] = {}
+    for keys, digest in zip(settings, digests):
+        if digest is not None and keys.get("data.root") is not None:
+            keys["data.root"] = roots.setdefault(digest, keys["data.root"])
+    of_name: dict[tuple[Any, Any], set[str | None]] = {}
+    for keys, digest in zip(settings, digests):
+        of_name.setdefault(_data_name(keys), set()).add(digest)
+    for keys, digest in zip(settings, digests):
+        if len(of_name[_data_name(keys)] - {None}) > 1:
+            keys["data.digest"] = "unknown" if digest is None else digest[:8]
+    return settings
+
+
+def _digest(run: Run) -> str | None:
+    return (run.result.get("data") or {}).get("digest")
+
+
+def _data_name(keys: dict[str, Any]) -> tuple[Any, Any]:
+    return keys["data.name"], keys.get("data.root")
 
 
 def _matters(key: str, known: dict[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +16,13 @@ from fedprompt.errors import InputError
 from fedprompt.runtime.results import LAST
 from fedprompt.study.personalize import FOLDER as PERSONAL
 from fedprompt.study.runs import flat
+from fedprompt.study.saved import read_personal, read_records, scored
 from fedprompt.study.space import Trial, swept_keys
-from fedprompt.tracking import metrics
 from fedprompt.tracking.files import write_atomic
 
 Status = Literal["pending", "running", "done", "failed", "stopped", "interrupted"]
-SHOWN = ("best_accuracy", "final_accuracy", "last10_accuracy", "rounds", "seconds")  # on the terminal
+SCORES = ("best_accuracy", "final_accuracy", "last10_accuracy")
+SHOWN = (*SCORES, "rounds", "seconds")  # on the terminal
 FILE = "results.csv"
 
 
@@ -74,15 +74,14 @@ class Outcomes:
         """Why a trial failed."""
         return self._rows[trial.number]["reason"]
 
-    def best(self) -> dict[str, Any] | None:
-        """The row of the trial that is best on the validation split: mean of its last ten evaluations."""
-        done = [row for row in self._rows if row["status"] == "done"]
-        return max(done, key=lambda row: row["last10_validation_accuracy"], default=None)
-
     def _row(self, trial: Trial, status: Status, reason: str) -> dict[str, Any]:
-        numbers = summary(self.folder / trial.name / "metrics.jsonl")
-        if self._personal:
-            numbers |= personal_summary(self._result(trial))
+        records, personal = self.folder / trial.name / "metrics.jsonl", self._result(trial)
+        try:
+            numbers = summary(read_records(records) if records.exists() else [])
+            if self._personal:
+                numbers |= personal_summary(read_personal(personal) if personal.exists() else {})
+        except InputError as error:  # a trial's damaged file must not end the sweep
+            numbers, reason = {"rounds": 0, "seconds": 0.0, **dict.fromkeys(SCORES)}, str(error)
         swept = {**self._swept(trial), "seed": trial.config.seed}
         return {"trial": trial.name, "status": status, "reason": reason, **swept, **numbers}
 
@@ -108,36 +107,38 @@ def read_endings(folder: Path) -> dict[str, tuple[str, str]]:
     return {row.trial: (row.status, row.reason) for row in table.itertuples()}
 
 
-def summary(path: Path) -> dict[str, Any]:
-    """The numbers of a run from its metrics.jsonl, also of one that has not ended; None where there are none yet."""
-    records = metrics.read(path) if path.exists() else []
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of a run from the lines of its metrics.jsonl, finished or not; None where there are none yet."""
     rounds = [record for record in records if record["round"] > 0]
-    scored = [record for record in rounds if "test" in record]
-    best = max(scored, key=lambda record: record["validation"]["accuracy"], default=None)
-    last = scored[-1] if scored else None
+    evaluations = scored(rounds, "test", "validation")
+    best = max(evaluations, key=lambda record: record["validation"]["accuracy"], default=None)
+    last = evaluations[-1] if evaluations else None
     row: dict[str, Any] = {}
     for split, name in (("test", "accuracy"), ("validation", "validation_accuracy")):
         row[f"best_{name}"] = best and best[split]["accuracy"]
         row[f"final_{name}"] = last and last[split]["accuracy"]
-        row[f"last10_{name}"] = float(np.mean([r[split]["accuracy"] for r in scored[-LAST:]])) if scored else None
-    pools = [r["aggregate"]["pool_size"] for r in records if "pool_size" in r.get("aggregate", {})]
+        row[f"last10_{name}"] = _mean([r[split]["accuracy"] for r in evaluations[-LAST:]])
+    pools = [size for r in records if (size := r.get("aggregate", {}).get("pool_size")) is not None]
     return {
         **row,
-        "client_mean_accuracy": last and last["clients"].get("mean_accuracy"),
+        "client_mean_accuracy": last and last.get("clients", {}).get("mean_accuracy"),
         "pool_size": int(pools[-1]) if pools else None,
         **{way: sum(r.get("communication", {}).get(way, 0) for r in rounds) for way in ("up_bytes", "down_bytes")},
-        "seconds": round(sum(r["seconds"].get("total", 0.0) for r in rounds), 3),
+        "seconds": round(sum(r.get("seconds", {}).get("total", 0.0) for r in rounds), 3),
         "rounds": rounds[-1]["round"] if rounds else 0,
     }
 
 
-def personal_summary(path: Path) -> dict[str, Any]:
-    """The numbers of a personalization from its result.json; None where it has not ended, or was not asked for a kind.
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def personal_summary(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a personalization from its result.json; None where it is empty, or was not asked for a kind.
 
     ``start``: the federated state; ``balanced`` and ``interpolated``: the best mean of both accuracies, by clients' own
     models and by those between.
     """
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     keys = ("personal_accuracy", "robust_accuracy", "lr", "epoch", "lambda")
     chosen = {"start": keys[:2], "most_personal": keys[:4], "balanced": keys[:4], "interpolated": keys}
     return {f"{kind}_{key}": (result.get(kind) or {}).get(key) for kind, kept in chosen.items() for key in kept}

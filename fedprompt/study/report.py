@@ -60,8 +60,12 @@ class Setting:
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")
 
 
-def write_report(folders: Sequence[Path], output: Path) -> tuple[int, list[LeftOut]]:
+def write_report(
+    folders: Sequence[Path], output: Path, say: Callable[[str], None] = lambda line: None, *, tsne: bool = False
+) -> tuple[int, list[LeftOut]]:
     """Write the report of all runs below ``folders`` into ``output``; returns how many count, and which do not.
+
+    ``say`` is told what is being done. ``tsne``: map PFPT's prompts by t-SNE instead of PCA, which may take minutes.
 
     Raises:
         InputError: a folder is none, or there is no finished run.
@@ -72,6 +76,7 @@ def write_report(folders: Sequence[Path], output: Path) -> tuple[int, list[LeftO
             f"{folders[0]}: none of the {len(left_out)} runs found has ended; the first, {left_out[0].folder}: "
             f"{left_out[0].why}"
         )
+    say(f"finished runs: {len(runs)}, left out: {len(left_out)}")
     groups, repeated = make_groups(runs)
     left_out = left_out + repeated
     settings = []
@@ -82,10 +87,14 @@ def write_report(folders: Sequence[Path], output: Path) -> tuple[int, list[LeftO
     comparisons = {(s.name, method): c for s in settings for method, c in s.comparisons.items()}
     write_atomic(output / "table.csv", raw_table(groups, comparisons).to_csv(index=False).encode())
     write_atomic(output / "table.tex", _latex(settings).encode())
+    sections = []
+    for number, setting in enumerate(settings, start=1):
+        say(f"setting {number} of {len(settings)}: drawing the figures of {setting.name}")
+        sections += _setting_section(setting, output, tsne)
     parts = [
         *("# Report", _compared(groups, left_out)),
         *_alpha_section(groups, output),
-        *(part for setting in settings for part in _setting_section(setting, output)),
+        *sections,
         *_methods_section(groups),
         *_left_out_section(left_out, failed_trials(folders)),
     ]
@@ -126,7 +135,7 @@ def _compared(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> str:
     return "\n".join([f"## What was compared\n\n{found}\n", *lines, "\n## How to read the tables", f"\n{COLUMNS_TOLD}"])
 
 
-def _setting_section(setting: Setting, output: Path) -> list[str]:
+def _setting_section(setting: Setting, output: Path, tsne: bool) -> list[str]:
     parts = [f"## {setting.name}", setting_table(setting.groups).markdown()]
     counts = {len(group.runs) for group in setting.groups}
     if len(counts) > 1:
@@ -142,7 +151,7 @@ def _setting_section(setting: Setting, output: Path) -> list[str]:
     first = next((g.runs[0] for g in setting.groups if g.keys["algorithm.name"] == "pfpt"), None)
     if first is not None:
         title = f"The pool of PFPT, seed {first.seed}, over the rounds"
-        drawn["trajectory"] = (title, lambda: figures.trajectory(figures.load_pools(first)))
+        drawn["trajectory"] = (title, lambda: figures.trajectory(figures.load_pools(first), tsne))
     for name, (title, draw) in drawn.items():
         parts += _embedded(draw(), output / f"{name}-{setting.slug}.png", f"{title}: {setting.name}")
     return parts
@@ -152,17 +161,22 @@ def _comparison_section(setting: Setting) -> list[str]:
     """The tests, with what they cannot show."""
     if len(setting.groups) < 2:
         return []
-    alone = [group.method for group in setting.groups if group.method not in setting.comparisons]
+    alone = [_seeds_of(group) for group in setting.groups if group.method not in setting.comparisons]
     if not setting.comparisons:
-        return ["One seed: no test. A paired test needs two methods that share two seeds or more."]
+        return [f"No test: no two methods share two seeds or more ({'; '.join(alone)})."]
     compared = list(setting.comparisons.values())
     parts = ["### Against the best other method", COMPARED_TOLD, comparison_table(compared).markdown()]
     if alone:
-        parts.append(f"One seed: no test. This is so for: {'; '.join(alone)}.")
+        parts.append(f"No test of methods that share fewer than two seeds with every other: {'; '.join(alone)}.")
     fewest = min(len(comparison.seeds) for comparison in compared)
     if fewest < WILCOXON_FROM:
         parts.append(_how_little(fewest))
     return parts
+
+
+def _seeds_of(group: Group) -> str:
+    seeds = ", ".join(map(str, group.seeds))
+    return f"{group.method}: {'seed' if len(group.seeds) == 1 else 'seeds'} {seeds}"
 
 
 def _how_little(seeds: int) -> str:

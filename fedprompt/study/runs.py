@@ -6,7 +6,6 @@ the algorithm and what it trains makes a *method*.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from typing import Any
 import yaml
 
 from fedprompt.errors import InputError
-from fedprompt.tracking import metrics
+from fedprompt.study.saved import read_records, read_result, scored
 
 OWN_FOLDERS = ("checkpoints", "tensorboard", "pools")  # of a run: there are no runs in them
-SCORES = (("final", "accuracy"), ("best", "accuracy"), ("last10", "accuracy"), ("last10", "validation_accuracy"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,7 @@ class Run:
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The records with scores, without that of the start."""
-        return [record for record in self.records if record["round"] > 0 and "test" in record]
+        return scored(self.records, "test")
 
 
 @dataclass(frozen=True)
@@ -104,25 +102,18 @@ def _read(folder: Path) -> Run | LeftOut:
     if not (folder / "result.json").exists():
         return LeftOut(folder, _how_far(folder, settings))
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        records = metrics.read(folder / "metrics.jsonl")
-    except (OSError, ValueError) as error:
-        return LeftOut(folder, f"result.json cannot be read ({error})")
+        result, records = read_result(folder / "result.json"), read_records(folder / "metrics.jsonl")
     except InputError as error:
-        return LeftOut(folder, str(error))
-    missing = [f"{part}.{name}" for part, name in SCORES if not isinstance(_number(result, part, name), (int, float))]
-    return LeftOut(folder, f"result.json has no {missing[0]}") if missing else Run(folder, settings, result, records)
-
-
-def _number(result: Any, part: str, name: str) -> Any:
-    scores = result.get(part) if isinstance(result, dict) else None
-    return scores.get(name) if isinstance(scores, dict) else None
+        return LeftOut(folder, str(error).removeprefix(f"{folder}/"))
+    if not scored(records, "test"):
+        return LeftOut(folder, "metrics.jsonl: no round has a test accuracy")
+    return Run(folder, settings, result, records)
 
 
 def _how_far(folder: Path, settings: dict[str, Any]) -> str:
     """Say how far a run has come that has no result, and its error where it left one."""
     try:
-        last = metrics.read(folder / "metrics.jsonl")[-1]["round"]
+        last = read_records(folder / "metrics.jsonl")[-1]["round"]
     except (InputError, IndexError):
         last = 0
     story = f"no result.json: stopped, failed or under way, round {last} of {settings.get('federation.rounds')}"

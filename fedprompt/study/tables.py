@@ -155,7 +155,7 @@ def setting_table(groups: Sequence[Group]) -> Table:
     for place, (name, column) in enumerate(COLUMNS.items(), start=3):
         means = np.array([values(group, column).mean() for group in groups])
         for row, group in zip(rows, groups):
-            row.append(_written(values(group, column), column, name not in WITHOUT_SPREAD))
+            row.append(written(group, column, name not in WITHOUT_SPREAD))
         ranked = np.where([len(group.runs) == most for group in groups], column.better * means, math.nan)
         if len(groups) > 1 and not np.isnan(ranked).all():
             shown = np.round(ranked * column.scale, column.digits)  # what reads the same is equally good
@@ -178,7 +178,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return table if any(c.p_wilcoxon is not None for c in comparisons) else _without(_without(table, 8), 7)
 
 
-def _written(numbers: np.ndarray, column: Column, with_spread: bool) -> str:
+def written(group: Group, column: Column, with_spread: bool = True) -> str:
+    """A group's mean ± deviation over its seeds as tables show it; without the deviation of one seed."""
+    numbers = values(group, column)
     if np.isnan(numbers).any():
         return MISSING
     mean = f"{column.scale * numbers.mean():.{column.digits}f}"

@@ -101,7 +101,6 @@ def partition_figure(class_counts: np.ndarray, class_names: Sequence[str]) -> Fi
     return figure
 
 
-@mpl.rc_context(STYLE)
 def trajectory_figure(pools: Mapping[int, np.ndarray]) -> Figure:
     """Draw the prompts of all rounds, {round: [P, D]}, in the plane of their two principal components.
 
@@ -111,12 +110,21 @@ def trajectory_figure(pools: Mapping[int, np.ndarray]) -> Figure:
     # Takes a second to import, and is needed once per run.
     from sklearn.decomposition import PCA
 
-    rounds = np.concatenate([np.full(len(pool), round) for round, pool in pools.items()])
     prompts = np.concatenate(list(pools.values())).astype(np.float64)  # [rows, D]
     with np.errstate(invalid="ignore"):  # prompts that are all alike have no variance to divide by
         pca = PCA(n_components=2, random_state=0).fit(prompts)
-    points, shares = pca.transform(prompts), np.nan_to_num(pca.explained_variance_ratio_)
+    shares = np.nan_to_num(pca.explained_variance_ratio_)
+    labels = (
+        f"first principal component ({shares[0]:.0%} of the variance)",
+        f"second principal component ({shares[1]:.0%})",
+    )
+    return prompts_figure(pools, pca.transform(prompts), labels)
 
+
+@mpl.rc_context(STYLE)
+def prompts_figure(pools: Mapping[int, np.ndarray], points: np.ndarray, labels: tuple[str, str]) -> Figure:
+    """Draw points [rows, 2] of the prompts of all rounds, {round: [P, D]}; ``labels`` name the two axes."""
+    rounds = np.concatenate([np.full(len(pool), round) for round, pool in pools.items()])
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
     dots = axes.scatter(*points.T, c=rounds, cmap="viridis", s=14, linewidths=0)
@@ -125,8 +133,8 @@ def trajectory_figure(pools: Mapping[int, np.ndarray]) -> Figure:
         axes.scatter(*ends.T, marker=marker, s=60, facecolors="none", edgecolors=colour, label=f"round {round}")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
     figure.colorbar(dots, ax=axes, label="communication round", pad=0.01)
-    axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
-    axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
     axes.grid(True)
     return figure
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,11 +17,14 @@ from fedprompt.cli import main
 from fedprompt.config import load
 from fedprompt.errors import InputError
 from fedprompt.runtime.run import new_run, run_in_process
+from fedprompt.study import figures
 from fedprompt.study.groups import make_groups
 from fedprompt.study.report import write_report
-from fedprompt.study.runs import find
+from fedprompt.study.runs import Run, find
 from fedprompt.study.statistics import compare, holm, smallest_wilcoxon_p
 from fedprompt.study.tables import COLUMNS, Table, comparison_table, latex, setting_table
+from fedprompt.study.verdict import verdict
+from fedprompt.tracking.plots import pixels
 
 SAME_RATES = ("local.lr=1e-3", "local.prompt_lr=1e-3")
 
@@ -97,8 +101,77 @@ def test_what_has_not_ended_or_cannot_be_read_is_named_with_the_reason(tmp_path)
     assert why.keys() == {"stopped", "torn", "empty", "lost"}
     assert why["stopped"].endswith("round 3 of 3; MemoryError: out of memory")
     assert "cannot be read" in why["torn"]
-    assert why["empty"] == "result.json has no last10.accuracy"
+    assert why["empty"] == "result.json: has no last10.accuracy"
     assert "metrics.jsonl: not found" in why["lost"]
+
+
+HUGE = "[" * 100_000  # deeper than Python's recursion
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "why"),
+    [
+        ("result.json", lambda text: text.replace('"accuracy": 0.5', '"accuracy": null'), "accuracy: found None"),
+        ("result.json", lambda text: text.replace('"accuracy": 0.5', '"accuracy": "0.5"'), "accuracy: found '0.5'"),
+        ("result.json", lambda text: text.replace('"accuracy": 0.5', '"accuracy": NaN'), "accuracy: found nan"),
+        ("result.json", lambda text: text.replace('"rounds": 3', '"rounds": 0'), "rounds: found 0"),
+        ("result.json", lambda text: text.replace('"rounds": 3', '"rounds": true'), "rounds: found True"),
+        ("result.json", lambda text: text.replace('"total": 6.0', '"total": null'), "seconds.total: found None"),
+        ("result.json", lambda text: text.replace("2000000", '"many"'), "communication.up_bytes: found 'many'"),
+        ("result.json", lambda text: text.replace("[0.2, null", "[[], null"), "clients.accuracies.0: found []"),
+        ("result.json", lambda text: "[]", "the whole: found []"),
+        ("result.json", lambda text: "null", "the whole: found None"),
+        ("result.json", lambda text: HUGE, "result.json: cannot be read"),
+        ("result.json", lambda text: text[:40], "result.json: cannot be read"),
+        ("metrics.jsonl", lambda text: text.replace('"accuracy": 0.5', '"accuracy": "high"'), "round 0: test.accuracy"),
+        ("metrics.jsonl", lambda text: text.replace('{"accuracy": 0.5}', "5"), "round 0: test: found 5"),
+        ("metrics.jsonl", lambda text: text.replace("6.0", "[]"), "round 0: aggregate.pool_size: found []"),
+        ("metrics.jsonl", lambda text: text.replace("700", "null"), "communication.up_bytes: found None"),
+        (
+            "metrics.jsonl",
+            lambda text: text.replace('"accuracy": 0.5', '"accuracy": null'),
+            "no round has a test accuracy",
+        ),
+    ],
+)
+def test_a_damaged_run_is_left_out_with_the_key_and_does_not_end_the_report(tmp_path, name, damage, why):
+    make_methods(tmp_path / "whole", {"fedavg": [0.5, 0.6], "pfpt": [0.4, 0.5]})
+    damaged = make_run(tmp_path / "damaged") / name
+    damaged.write_text(damage(damaged.read_text()))
+    count, left_out = write_report([tmp_path], tmp_path / "report")
+    assert (count, [item.folder.name for item in left_out]) == (4, ["damaged"])
+    assert why in left_out[0].why
+    assert left_out[0].why.startswith(name)
+    assert left_out[0].why.isprintable()
+
+
+def test_rounds_without_a_number_are_no_points_of_a_curve(tmp_path):
+    for seed in (0, 1):
+        metrics = make_run(tmp_path / str(seed), f"seed={seed}") / "metrics.jsonl"
+        first, second, *rest = metrics.read_text().splitlines()
+        without = second.replace('"accuracy": 0.5', '"accuracy": null').replace("6.0", "null")
+        metrics.write_text("\n".join([first, without, *rest]) + "\n")
+    (group,) = groups_of(tmp_path)
+    rounds, accuracy = figures._curve(group, figures._rounds)
+    assert (rounds.tolist(), accuracy.tolist()) == ([2, 3], [[50, 50], [50, 50]])
+    write_report([tmp_path], tmp_path / "report")
+
+
+def test_pools_that_cannot_be_read_are_no_part_of_the_map(tmp_path):
+    run = Run(tmp_path, {}, {}, [])
+    (tmp_path / "pools").mkdir()
+    draw = np.random.default_rng(0)
+    for round in range(4):
+        np.save(tmp_path / "pools" / f"round_{round:06d}.npy", draw.normal(size=(5, 3)))
+    whole = figures.load_pools(run)
+    assert whole.keys() == {0, 1, 2, 3}
+    np.save(tmp_path / "pools" / "round_000004.npy", draw.normal(size=(5, 2)))  # of another width
+    np.save(tmp_path / "pools" / "round_000005.npy", draw.normal(size=5))
+    np.save(tmp_path / "pools" / "round_000006.npy", np.array([["text"]]))
+    (tmp_path / "pools" / "round_000007.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "pools" / "round_last.npy").write_bytes(b"")
+    (tmp_path / "pools" / "round_000008.npy").mkdir()
+    assert figures.load_pools(run).keys() == whole.keys()
 
 
 def test_a_report_of_unfinished_runs_alone_is_an_input_error_that_names_the_first(tmp_path):
@@ -115,6 +188,32 @@ def test_seeds_and_where_it_ran_make_no_experiment_of_their_own(tmp_path):
     make_run(tmp_path / "a", "seed=3", "runtime.workers=2")
     make_run(tmp_path / "b", "seed=1", "tracking.tensorboard=false", "runtime.precision=bfloat16")
     assert names(groups_of(tmp_path)) == [("fashion-mnist-small, alpha 0.1", "pfpt", (1, 3))]
+
+
+def test_different_data_under_one_name_are_different_experiments(tmp_path):
+    for digest in ("a" * 16, "b" * 16):
+        for seed in (0, 1):
+            make_run(tmp_path / f"{digest[0]}{seed}", f"seed={seed}", data={"digest": digest})
+    assert names(groups_of(tmp_path)) == [
+        ("digest aaaaaaaa", "pfpt", (0, 1)),
+        ("digest bbbbbbbb", "pfpt", (0, 1)),
+    ]
+    make_run(tmp_path / "old", "seed=2")
+    assert ("digest unknown", "pfpt", (2,)) in names(groups_of(tmp_path))
+
+
+def test_equal_data_in_two_folders_is_one_experiment(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"photos{seed}").mkdir()
+        keys = (f"seed={seed}", "data.name=folder", f"data.root={tmp_path / f'photos{seed}'}")
+        make_run(tmp_path / str(seed), *keys, data={"digest": "a" * 16})
+    assert [group.seeds for group in groups_of(tmp_path)] == [(0, 1)]
+
+
+def test_results_from_before_digests_are_seeds_of_the_same_experiment(tmp_path):
+    make_run(tmp_path / "old", "seed=0")
+    make_run(tmp_path / "new", "seed=1", data={"digest": "a" * 16})
+    assert [group.seeds for group in groups_of(tmp_path)] == [(0, 1)]
 
 
 def test_a_repeated_experiment_and_seed_is_left_out_and_named(tmp_path):
@@ -354,10 +453,83 @@ def test_every_line_of_a_latex_table_has_as_many_cells_as_its_columns(written):
     assert text.isascii()
 
 
-def test_one_seed_is_not_tested(tmp_path):
-    make_methods(tmp_path, {"fedavg": [0.5], "pfpt": [0.4]})
+def test_methods_that_share_no_two_seeds_are_not_tested_and_their_seeds_are_told(tmp_path):
+    make_methods(tmp_path / "first", {"fedavg": [0.5]})
+    for seed in (7, 8, 9):
+        make_run(tmp_path / str(seed), "algorithm.name=head", f"seed={seed}", accuracy=0.4)
     write_report([tmp_path], tmp_path / "report")
-    assert "One seed: no test." in (tmp_path / "report" / "report.md").read_text()
+    told = "No test: no two methods share two seeds or more (fedavg: seed 0; head: seeds 7, 8, 9)."
+    assert told in (tmp_path / "report" / "report.md").read_text()
+    make_methods(tmp_path / "second", {"scaffold": [0.5, 0.6], "fedprox": [0.4, 0.3]})
+    write_report([tmp_path], tmp_path / "report")
+    told = "share fewer than two seeds with every other: fedavg: seed 0; head: seeds 7, 8, 9."
+    assert told in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_captions_and_names_fit_into_figures_of_two_methods(tmp_path):
+    make_methods(tmp_path, {"fedavg": [0.5, 0.6], "pfpt": [0.4, 0.5]})
+    for figure in (figures.accuracy_over_rounds(groups_of(tmp_path)), figures.accuracy_of_seeds(groups_of(tmp_path))):
+        pixels(figure)
+        texts = [*figure.texts, *(text for axes in figure.axes for text in (axes.title, axes.xaxis.label))]
+        assert any(text.get_text().endswith(")") for text in texts), "a caption"
+        for text in texts:
+            box = text.get_window_extent()
+            assert box.x0 >= 0, text
+            assert box.x1 <= figure.bbox.width, text
+
+
+def test_names_of_methods_are_no_mathematics_in_figures(tmp_path):
+    (group, *_) = groups_of(make_run(tmp_path / "run"))
+    pixels(figures.accuracy_of_seeds([replace(group, method=r"mine $x^_$ \frac{1}")]))
+    pixels(figures.accuracy_over_rounds([replace(group, method="$10")]))
+
+
+def test_prompts_are_mapped_by_tsne_only_where_it_is_asked_for(monkeypatch):
+    pools = {round: np.random.default_rng(round).normal(size=(4, 6)) for round in range(3)}
+    asked = figures.trajectory(pools, tsne=True)
+    assert "t-SNE" in asked.axes[0].get_xlabel()
+    monkeypatch.setattr("sklearn.manifold.TSNE", None)
+    assert "first principal component" in figures.trajectory(pools).axes[0].get_xlabel()
+
+
+def test_progress_names_every_setting(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", "partition.alpha=0.5")
+    lines = []
+    write_report([tmp_path], tmp_path / "report", lines.append)
+    assert lines == [
+        "finished runs: 2, left out: 0",
+        "setting 1 of 2: drawing the figures of alpha 0.1",
+        "setting 2 of 2: drawing the figures of alpha 0.5",
+    ]
+
+
+# --- a sweep's verdict
+
+
+def test_a_verdict_has_a_row_per_method_and_level_and_the_best_of_each_level(tmp_path):
+    make_methods(tmp_path / "skewed", {"fedavg": [0.5, 0.7], "pfpt": [0.4, 0.4]}, "partition.alpha=0.1")
+    make_methods(tmp_path / "even", {"fedavg": [0.8, 0.8], "pfpt": [0.9, 0.9]}, "partition.alpha=5")
+    make_run(tmp_path / "lucky", "algorithm.name=head", "partition.alpha=5", accuracy=0.99)
+    lines = [line.split() for line in verdict(tmp_path).splitlines()]
+    assert lines[0] == ["setting", "method", "seeds", "validation", "test,", "last", "ten"]
+    rows = {(line[1], line[2]): " ".join(line[3:]) for line in lines[1:6]}
+    assert rows == {
+        ("0.1", "fedavg"): "2 60.0 ± 14.1 60.0 ± 14.1",
+        ("0.1", "pfpt"): "2 40.0 ± 0.0 40.0 ± 0.0",
+        ("5", "fedavg"): "2 80.0 ± 0.0 80.0 ± 0.0",
+        ("5", "pfpt"): "2 90.0 ± 0.0 90.0 ± 0.0",
+        ("5", "head"): "1 99.0 99.0",
+    }
+    assert verdict(tmp_path).splitlines()[6:] == [
+        "best on validation, alpha 0.1: fedavg, of 2 methods with 2 seeds: 60.0 ± 14.1 %, test 60.0 ± 14.1 %",
+        "best on validation, alpha 5: pfpt, of 2 methods with 2 seeds: 90.0 ± 0.0 %, test 90.0 ± 0.0 %",
+    ], "one lucky seed is not best"
+
+
+def test_a_verdict_without_a_finished_trial_says_so(tmp_path):
+    (make_run(tmp_path / "run") / "result.json").unlink()
+    assert verdict(tmp_path) == "no trial has finished"
 
 
 def test_the_command_reports_real_runs_and_bad_input_has_code_2(tmp_path, capsys):

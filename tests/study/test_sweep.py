@@ -24,6 +24,7 @@ from fedprompt.errors import InputError
 from fedprompt.runtime.run import run_in_process
 from fedprompt.study import personalize as personalizing
 from fedprompt.study.outcomes import Outcomes, read_endings, summary
+from fedprompt.study.saved import read_records
 from fedprompt.study.space import expand
 from fedprompt.study.sweep import _so_far, planned, resumed, run
 from fedprompt.tracking import metrics
@@ -257,5 +258,5 @@ def test_a_storage_with_checkpoints_of_another_sweep_is_refused(tmp_path):
 
 
 def test_a_run_without_rounds_has_an_empty_row(tmp_path):
-    row = summary(tmp_path / "metrics.jsonl")
+    row = summary(read_records(tmp_path / "metrics.jsonl"))
     assert (row["best_accuracy"], row["rounds"], row["up_bytes"]) == (None, 0, 0)
