@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedprompt.data.embedded import FASHION_FILE
-from fedprompt.data.idx import FASHION_SHA256, FILES, parse, read_bytes
+from fedprompt.data.idx import FASHION_SHA256, FILES, read_array
 from fedprompt.errors import InputError
 
 SEED = 0
@@ -27,11 +27,10 @@ PER_CLASS = {"train": 800, "test": 200}
 def read_checked(root: Path, stem: str) -> np.ndarray:
     """Read an IDX file, plain or .gz, and raise InputError unless it is the published one."""
     path = root / stem if (root / stem).exists() else root / f"{stem}.gz"
-    content = read_bytes(path)
-    found = hashlib.sha256(content).hexdigest()
+    array, found = read_array(path)
     if found != FASHION_SHA256[stem]:
         raise InputError(f"{path}: SHA-256 of the unpacked file is {found}, expected {FASHION_SHA256[stem]}")
-    return parse(content, path)
+    return array
 
 
 def choose(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

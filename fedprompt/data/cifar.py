@@ -15,6 +15,9 @@ import numpy as np
 from fedprompt.data.dataset import Dataset, Split
 from fedprompt.data.registry import dataset
 from fedprompt.errors import InputError
+from fedprompt.files import read_regular
+
+MOST = 2**29  # bytes of a file; the archives have 170 million
 
 # What the pickles of NumPy arrays name, under the module names of NumPy 1 and 2. Nothing else is ever looked up.
 _ADMITTED = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype} | {
@@ -39,8 +42,9 @@ def read_pickle(content: bytes, where: str) -> dict:
         # encoding=bytes: Python 2's strings hold image bytes
         loaded = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{where}: not a pickle of arrays, truncated or damaged ({error}); get the file again"
+            f"{where}: not a pickle of arrays, truncated or damaged ({reason}); get the file again"
         ) from error
     if not isinstance(loaded, dict):
         raise InputError(f"{where}: holds a {type(loaded).__name__}; allowed: the dict of the original distribution")
@@ -91,8 +95,8 @@ def _contents(layout: Layout, folder: Path) -> dict[str, bytes]:
     names = (*layout.train, *layout.test, layout.meta)
     archive = folder / layout.archive
     if (folder / layout.train[0]).is_file():
-        missing = [name for name in names if not (folder / name).is_file()]
-        contents = {name: (folder / name).read_bytes() for name in names if name not in missing}
+        missing = [name for name in names if not (folder / name).exists()]
+        contents = {name: read_regular(folder / name, most=MOST) for name in names if name not in missing}
     else:
         contents = _unpack(archive, layout, names)
         missing = [name for name in names if name not in contents]
@@ -103,14 +107,14 @@ def _contents(layout: Layout, folder: Path) -> dict[str, bytes]:
 
 def _unpack(archive: Path, layout: Layout, names: tuple[str, ...]) -> dict[str, bytes]:
     """Read the wanted members of the archive into memory, after comparing its MD5."""
-    with archive.open("rb") as file:
-        found = hashlib.md5(file.read(), usedforsecurity=False).hexdigest()
+    content = read_regular(archive, most=MOST)
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != layout.md5:
         raise InputError(f"{archive}: MD5 is {found}, the published archive's is {layout.md5}; truncated, damaged or"
                          " not the original, get it again")  # fmt: skip
     wanted = {f"{layout.folder}/{name}": name for name in names}
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             return {wanted[m.name]: tar.extractfile(m).read() for m in tar if m.isfile() and m.name in wanted}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{archive}: cannot be unpacked ({error}); get the file again") from error

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -13,7 +16,9 @@ from fedprompt.data.dataset import Dataset, Split
 from fedprompt.data.embedded import FASHION_CLASSES
 from fedprompt.data.registry import dataset
 from fedprompt.errors import InputError
+from fedprompt.files import open_regular
 
+MOST = 2**30  # bytes of one file's data; MNIST has 47 million
 FASHION_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package puts the files
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -30,48 +35,56 @@ FASHION_SHA256 = {
 _MARKS = ("train-images-idx3-ubyte*", "train-images.idx3-ubyte*")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file, unpacked if its name ends in .gz; InputError if it is missing or damaged."""
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read, missing, truncated or damaged ({error}); get the file again"
-        ) from error
+def read_array(path: Path) -> tuple[np.ndarray, str]:
+    """Return the uint8 array of an IDX file, unpacked if its name ends in .gz, and the SHA-256 of its content.
+
+    The format: two zero bytes, type 8, number of axes, their lengths, then the data. No more is read or unpacked than
+    the header asks for. InputError if the file is missing, damaged, or asks for more than ``MOST`` bytes.
+    """
+    with open_regular(path) as file:
+        try:
+            with gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else nullcontext(file) as content:
+                return _parse(content, path)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: cannot be read, truncated or damaged ({error}); get the file again") from error
 
 
-def parse(content: bytes, path: Path) -> np.ndarray:
-    """Return the uint8 array of an IDX file: two zero bytes, type 8, number of axes, their lengths, then the data."""
-    axes = content[3] if len(content) >= 4 else 0
-    if content[:3] != b"\0\0\x08" or not 1 <= axes <= 3:
-        raise InputError(f"{path}: not an IDX file of bytes (starts with {content[:4].hex() or 'nothing'}, allowed:"
+def _parse(content: BinaryIO, path: Path) -> tuple[np.ndarray, str]:
+    start = content.read(4)
+    axes = start[3] if len(start) == 4 else 0
+    if start[:3] != b"\0\0\x08" or not 1 <= axes <= 3:
+        raise InputError(f"{path}: not an IDX file of bytes (starts with {start.hex() or 'nothing'}, allowed:"
                          " 00000801 for labels, 00000803 for images)")  # fmt: skip
-    start = 4 + 4 * axes
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start].ljust(4 * axes, b"\xff"), dtype=">u4"))
-    wanted = start + int(np.prod(shape, dtype=object))
-    if len(content) != wanted:
-        raise InputError(f"{path}: truncated or damaged, {len(content)} bytes where the header asks for {wanted};"
+    lengths = content.read(4 * axes)
+    shape = tuple(int(n) for n in np.frombuffer(lengths.ljust(4 * axes, b"\xff"), dtype=">u4"))
+    wanted = math.prod(shape)
+    if len(lengths) == 4 * axes and wanted > MOST:
+        raise InputError(f"{path}: its header asks for {wanted:,} bytes ({' x '.join(map(str, shape))}); allowed: at"
+                         f" most {MOST:,}")  # fmt: skip
+    data = content.read(wanted + 1) if len(lengths) == 4 * axes else b""  # one more, to see whether the file ends there
+    if len(data) != wanted:
+        found = "more bytes than the header asks for" if len(data) > wanted else f"{len(data):,} bytes of data"
+        raise InputError(f"{path}: truncated or damaged, {found} where the header asks for {wanted:,};"
                          " get the file again")  # fmt: skip
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape), hashlib.sha256(start + lengths + data).hexdigest()
 
 
 def _read(folder: Path, stem: str) -> tuple[np.ndarray, str]:
     """Return the array of ``stem`` or ``stem.gz`` (also with a dot before ``idx``) and its content's SHA-256."""
     names = [name + end for name in (stem, stem.replace("-idx", ".idx")) for end in ("", ".gz")]
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
+    present = [folder / name for name in names if (folder / name).exists()]
+    if not present:
         raise InputError(f"{folder}: {stem}[.gz] is missing; the four files of the data set must lie together")
-    content = read_bytes(path)
-    return parse(content, path), hashlib.sha256(content).hexdigest()
+    return read_array(next((path for path in present if path.is_file()), present[0]))
 
 
 def _load(name: str, folder: Path, class_names: tuple[str, ...]) -> Dataset:
     splits = {}
     for part, stems in FILES.items():
         (images, images_hash), (labels, _) = _read(folder, stems[0]), _read(folder, stems[1])
-        if images.ndim != 3 or labels.shape != images.shape[:1] or len(images) == 0:
+        if images.ndim != 3 or labels.shape != images.shape[:1] or not images.size:
             raise InputError(f"{folder}: {stems[0]} has shape {images.shape} and {stems[1]} {labels.shape}; allowed:"
-                             " [n, H, W] and [n], n at least 1")  # fmt: skip
+                             " [n, H, W] and [n], each at least 1")  # fmt: skip
         if labels.max() >= len(class_names):
             raise InputError(f"{folder}: {stems[1]} holds label {labels.max()}; allowed: 0 to {len(class_names) - 1}")
         _check_identity(name, folder / stems[0], images_hash, len(images) == (60_000 if part == "train" else 10_000))

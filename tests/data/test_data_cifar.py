@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from special_files import SPECIAL, make_special
 
 from fedprompt.data import cifar, load
 from fedprompt.errors import InputError
@@ -163,6 +164,34 @@ def test_a_missing_cifar_batch_is_named(cifar_folder):
         load(layout.name, str(root))
 
 
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("place", ["train", "test", "archive"])
+def test_what_is_no_regular_file_is_not_taken_for_cifar(cifar_folder, kind, place):
+    layout, root, _ = cifar_folder
+    path = root / layout.archive if place == "archive" else root / layout.folder / getattr(layout, place)[0]
+    if place == "archive":
+        shutil.rmtree(root / layout.folder)
+    else:
+        path.unlink()
+    make_special(kind, path)
+    with pytest.raises(InputError, match=path.name) as caught:
+        load(layout.name, str(root))
+    one_line(caught)
+
+
+def test_a_folder_of_images_is_not_taken_for_cifar100(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"'cifar100' not found.*/train is no file") as caught:
+        load("cifar100", str(tmp_path))
+    one_line(caught)
+    (tmp_path / "train" / "cat").rmdir()
+    (tmp_path / "train").rmdir()
+    (tmp_path / "train").write_bytes(b"")
+    for name in ("folder", "cinic10"):
+        with pytest.raises(InputError, match=f"'{name}' not found.*/train is no folder"):
+            load(name, str(tmp_path))
+
+
 class Malicious:
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -188,3 +217,11 @@ def test_a_malicious_pickle_is_refused_and_nothing_is_executed(cifar_folder, tmp
             load(layout.name, str(root))
         assert layout.test[0] in one_line(caught)
         assert not trace.exists()
+
+
+def test_a_pickle_that_asks_for_more_memory_than_there_is_has_a_reason(cifar_folder):
+    layout, root, _ = cifar_folder
+    (root / layout.folder / layout.test[0]).write_bytes(pickle.dumps(Malicious(np.ndarray, (10**15,))))
+    with pytest.raises(InputError, match=r"damaged \(\w") as caught:
+        load(layout.name, str(root))
+    one_line(caught)

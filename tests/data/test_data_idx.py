@@ -5,9 +5,11 @@ import hashlib
 import os
 import shutil
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
+from special_files import SPECIAL, make_special
 
 from fedprompt.data import available, idx, load
 from fedprompt.errors import InputError
@@ -95,6 +97,53 @@ def test_idx_files_that_do_not_fit_together_are_refused(idx_folder):
     labels.unlink()
     with pytest.raises(InputError, match=r"train-labels-idx1-ubyte\[\.gz\] is missing"):
         load("mnist", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("shape", "data", "message"),
+    [
+        ((2**20, 2**20, 2**20), b"", "asks for 1,152,921,504,606,846,976 bytes .*at most 1,073,741,824"),
+        ((12, 28, 28), bytes(10_000_000), "more bytes than the header asks for .* 9,408"),
+        ((12, 0, 0), b"", "each at least 1"),
+        ((12, 28, 0), b"", "each at least 1"),
+        ((0, 28, 28), b"", "each at least 1"),
+        ((12, 28), bytes(12 * 28), r"\[n, H, W\]"),
+    ],
+)
+def test_headers_that_promise_too_much_or_nothing_are_refused_with_no_more_read(idx_folder, shape, data, message):
+    folder, end, _ = idx_folder
+    pack = gzip.compress if end else bytes
+    header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+    (folder / ("train-images-idx3-ubyte" + end)).write_bytes(pack(header + data))
+    with pytest.raises(InputError, match=message) as caught:
+        load("mnist", str(folder))
+    one_line(caught)
+
+
+def test_a_gzip_bomb_is_unpacked_no_further_than_its_header_asks_for(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    header = struct.pack(">HBB3I", 0, 8, 3, 12, 28, 28)
+    with gzip.open(path, "wb", compresslevel=1) as bomb:
+        bomb.write(header)
+        for _ in range(100):
+            bomb.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="more bytes than the header asks for"):
+        idx.read_array(path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2**21
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("stem", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_what_is_no_regular_idx_file_is_refused(idx_folder, kind, stem):
+    folder, end, _ = idx_folder
+    (folder / (stem + end)).unlink()
+    make_special(kind, folder / (stem + end))
+    with pytest.raises(InputError, match=stem) as caught:
+        load("mnist", str(folder))
+    one_line(caught)
 
 
 def test_fashion_mnist_under_mnists_name_is_refused(idx_folder, monkeypatch):
