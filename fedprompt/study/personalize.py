@@ -32,6 +32,7 @@ from fedprompt.runtime.pool import InProcessPool, Pool
 from fedprompt.runtime.scoring import subsample
 from fedprompt.settings import Section, apply, checked
 from fedprompt.study import trade_off
+from fedprompt.texts import printable
 from fedprompt.tracking.files import plain, write_atomic
 from fedprompt.tracking.plots import save
 
@@ -198,14 +199,29 @@ def personalize(plan: Plan, data: FederatedData, pool: Pool, say: Callable[[str]
     settings = {"round": plan.checkpoint.round, "personalize": plan.settings.model_dump(mode="json")}
     write_atomic(plan.output / SETTINGS, yaml.safe_dump(settings, sort_keys=False).encode())
     path = plan.output / ROWS
-    # a rate is found again only if every digit of it is read
-    rows = pd.read_csv(path, converters={"lr": float}) if path.exists() else pd.DataFrame({"lr": []})
+    rows = _rows(path)
     for lr in plan.settings.lr:
         if lr not in set(rows.lr):
             rows = pd.concat([rows, _tuned(plan, data, pool, lr)]) if len(rows) else _tuned(plan, data, pool, lr)
             write_atomic(path, rows.to_csv(index=False).encode())
         say(trade_off.line({"lr": lr, **trade_off.summary(trade_off.curve(rows[rows.lr == lr]))}))
     return _written(plan, data, trade_off.curve(rows))
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    """The rows of the rates that are done. Raises InputError where the file is damaged."""
+    if not path.exists():
+        return pd.DataFrame({"lr": []})
+    needed = [*trade_off.MODEL, *trade_off.ACCURACIES]
+    try:
+        # a rate is found again only if every digit of it is read
+        rows = pd.read_csv(path, converters={"lr": float})
+        numbers = rows[needed].astype(float)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: not a table of {', '.join(needed)} ({printable(str(error), 100)})") from None
+    if numbers[trade_off.MODEL].isna().any(axis=None):
+        raise InputError(f"{path}: found an empty cell; allowed: a number in each of {', '.join(trade_off.MODEL)}")
+    return rows
 
 
 def _tuned(plan: Plan, data: FederatedData, pool: Pool, lr: float) -> pd.DataFrame:

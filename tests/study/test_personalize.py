@@ -379,3 +379,24 @@ def test_prompts_cannot_be_tuned_where_there_are_none(tmp_path, cli):
     code, _, errors = cli("personalize", folder, "personalize.trains=prompt", "--local")
     assert (code, errors.count("\n")) == (2, 1)
     assert "personalize.trains: 'prompt', but prompt.kind = 'none' has no prompts; allowed: head" in errors
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda text: "", "not a table of lr, epoch, lambda"),
+        (lambda text: text.replace("robust_accuracy", "robust"), "not a table of lr, epoch, lambda"),
+        (lambda text: text.replace("0.01", "fast"), "not a table of lr, epoch, lambda"),
+        (lambda text: text.splitlines()[0] + "\n0,,0.01,,,,,,,\n", "found an empty cell"),
+    ],
+)
+def test_damaged_rows_are_told_in_one_line_and_stay_as_they_are(fedavg, cli, tmp_path, damage, told):
+    out = tmp_path / "out"
+    assert cli("personalize", fedavg, "personalize.lr=0.01", "personalize.epochs=0", "--output", out, "--local")[0] == 0
+    rows = out / "personalize.csv"
+    rows.write_text(damage(rows.read_text()))
+    before = rows.read_bytes()
+    code, _, errors = cli("personalize", fedavg, "--output", out, "--resume", "--local")
+    assert (code, errors.count("\n")) == (2, 1), errors
+    assert told in errors
+    assert rows.read_bytes() == before
