@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from fedprompt import yaml_text
 from fedprompt.combinations import check
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, shown
+from fedprompt.paths import FILE, FILE_OR_WORD, FOLDER_OR_URI, PathKind
 from fedprompt.settings import Section, apply, checked
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ class DataSection(Section):
     """Which images, and how many of them are held out for every choice that is made by looking at results."""
 
     name: str = "fashion-mnist-small"
-    root: str | None = None
-    limit: PositiveInt | None = None
+    root: Annotated[str | None, FILE] = None
+    limit: int | None = Field(None, gt=0, le=1_000_000_000)
     validation: float = Field(0.1, gt=0, lt=1)
 
 
@@ -29,37 +31,39 @@ class PartitionSection(Section):
     """How training images are divided among clients (``fedprompt/data/partition.py``)."""
 
     kind: Literal["iid", "dirichlet", "dominant", "shards", "quantity", "domain"] = "dirichlet"
-    alpha: PositiveFloat = 0.1
-    min_size: PositiveInt = 16
+    alpha: float = Field(0.1, gt=0, le=1e6)
+    min_size: int = Field(16, gt=0, le=1_000_000_000)
     repair: Literal["move", "refuse"] = "move"
     dominant_share: float = Field(0.99, gt=0, le=1)
-    shards_per_client: PositiveInt = 2
-    imbalance_factor: float = Field(1.0, ge=1)
+    shards_per_client: int = Field(2, gt=0, le=1_000_000)
+    imbalance_factor: float = Field(1.0, ge=1, le=1e6)
 
 
 class BackboneSection(Section):
     """The frozen Vision Transformer and where its weights come from: ``offline``, ``hub``, ``random`` or a file."""
 
     name: str = "vit_small_patch14_dinov2"
-    weights: str = "offline"
-    image_size: PositiveInt = 42
-    crop: float = Field(1.0, gt=0, le=1)  # resize to image_size / crop, then cut the centre: 0.875 is 256 -> 224
+    weights: Annotated[str, FILE_OR_WORD] = "offline"
+    image_size: int = Field(42, gt=0, le=4096)
+    crop: float = Field(1.0, ge=0.1, le=1)  # resize to image_size / crop, then cut the centre: 0.875 is 256 -> 224
 
 
 class PromptSection(Section):
     """What is trained beside the head. ``kind`` left out: the algorithm's own kind."""
 
     kind: Literal["prompt", "deep", "pool", "none", "adapter", "lora", "full", "visual"] | None = None
-    length: PositiveInt = 10
-    layer: int = Field(10, ge=0)  # the first block with prompts, adapters or LoRA; what lies below is computed once
+    length: int = Field(10, gt=0, le=4096)
+    layer: int = Field(10, ge=0, le=1000)  # the first block with prompts, adapters or LoRA; below it nothing changes
     init: Literal["uniform", "patches", "class"] = "uniform"  # like which tokens of public images prompts are drawn
-    rank: PositiveInt = 8  # of LoRA; the hidden units of an adapter
-    pool_size: PositiveInt = 20
-    top_k: PositiveInt = 10
+    rank: int = Field(8, gt=0, le=65_536)  # of LoRA; the hidden units of an adapter
+    pool_size: int = Field(20, gt=0, le=100_000)
+    top_k: int = Field(10, gt=0, le=4096)
     selection: Literal["batch", "instance"] = "batch"
     query: Literal["trained", "frozen", "identity"] = "trained"  # the projection that the pool is searched with
-    similarity: float = 0.01  # lambda, signed: > 0 as in PFPT's published code, < 0 as in learning-to-prompt
-    channels: PositiveInt = 16  # of the generator of visual prompts: 16 make 6,083 parameters
+    similarity: float = Field(
+        0.01, ge=-1e6, le=1e6
+    )  # lambda, signed: > 0 as in PFPT's published code, < 0 as in learning-to-prompt
+    channels: int = Field(16, gt=0, le=4096)  # of the generator of visual prompts: 16 make 6,083 parameters
     strength: float = Field(0.5, gt=0, le=1)  # epsilon: how far a visual prompt moves a pixel at most
 
 
@@ -72,13 +76,13 @@ class HeadSection(Section):
     """
 
     kind: Literal["mlp", "linear", "prototypes"] | None = None
-    hidden: PositiveInt = 512
+    hidden: int = Field(512, gt=0, le=1_000_000)
     dropout: float = Field(0.5, ge=0, lt=1)
     input: Literal["features", "logits"] = "features"
     personal: bool = False
-    shots: PositiveInt = 8
-    embeddings: str | None = None  # .npy or .safetensors, [classes, width]
-    scale: PositiveFloat = 50.0  # of the cosines with prototypes; CLIP's is 100
+    shots: int = Field(8, gt=0, le=1_000_000)
+    embeddings: Annotated[str | None, FILE] = None  # .npy or .safetensors, [classes, width]
+    scale: float = Field(50.0, gt=0, le=1e6)  # of the cosines with prototypes; CLIP's is 100
 
 
 class LocalSection(Section):
@@ -89,14 +93,14 @@ class LocalSection(Section):
     """
 
     optimizer: Literal["adam", "sgd", "spsa-gc", "spsa", "rgf", "cma"] | None = None
-    lr: PositiveFloat | None = None
-    prompt_lr: PositiveFloat | None = None
-    epochs: PositiveInt = 2
-    batch_size: PositiveInt = 16
+    lr: float | None = Field(None, gt=0, le=1e38)  # what single precision holds
+    prompt_lr: float | None = Field(None, gt=0, le=1e38)
+    epochs: int = Field(2, gt=0, le=1_000_000)
+    batch_size: int = Field(16, gt=0, le=1_000_000)
     betas: tuple[float, float] = (0.9, 0.98)
-    eps: PositiveFloat = 1e-6
+    eps: float = Field(1e-6, gt=0, le=1e6)
     momentum: float | None = Field(None, ge=0, lt=1)
-    rho: float | None = Field(None, ge=0)  # of sharpness-aware minimization; 0: plain gradients
+    rho: float | None = Field(None, ge=0, le=1e6)  # of sharpness-aware minimization; 0: plain gradients
 
 
 class BlackBoxSection(Section):
@@ -107,13 +111,13 @@ class BlackBoxSection(Section):
     """
 
     address: str | None = None
-    budget: PositiveInt | None = None
-    c: PositiveFloat = 0.01
-    offset: float = Field(1.0, ge=0)
-    alpha: float = Field(0.4, ge=0)
-    gamma: float = Field(0.1, ge=0)
+    budget: int | None = Field(None, gt=0, le=1_000_000_000_000)
+    c: float = Field(0.01, gt=0, le=1e6)
+    offset: float = Field(1.0, ge=0, le=1e9)
+    alpha: float = Field(0.4, ge=0, le=10)
+    gamma: float = Field(0.1, ge=0, le=10)
     beta: float = Field(0.9, ge=0, lt=1)
-    draws: PositiveInt = 1
+    draws: int = Field(1, gt=0, le=1_000_000)
 
 
 PROMPTS = ("prompt", "deep", "pool")  # the kinds that are tokens
@@ -145,27 +149,29 @@ class AlgorithmSection(BaseModel):
 class FederationSection(Section):
     """Who takes part, and for how long."""
 
-    clients: PositiveInt = 20
-    cohort: PositiveInt = 5
-    rounds: PositiveInt = 25
-    eval_every: PositiveInt = 1
+    clients: int = Field(20, gt=0, le=1_000_000)
+    cohort: int = Field(5, gt=0, le=1_000_000)
+    rounds: int = Field(25, gt=0, le=999_999)  # names of checkpoints have six digits
+    eval_every: int = Field(1, gt=0, le=999_999)
     dropout: float = Field(0.0, ge=0, lt=1)  # probability that a client of a cohort never answers
-    deadline: PositiveFloat | None = None  # in multiples of the cohort's median time; who is later is not waited for
-    speed_spread: float = Field(0.5, ge=0)  # of clients' times per step: the standard deviation of the logarithm
+    deadline: float | None = Field(
+        None, gt=0, le=1e9
+    )  # in multiples of the cohort's median time; who is later is not waited for
+    speed_spread: float = Field(0.5, ge=0, le=10)  # of clients' times per step: the standard deviation of the logarithm
     max_lost: float = Field(0.5, ge=0, le=1)  # share of a round's updates that may be no finite numbers
 
 
 class RuntimeSection(Section):
     """Where it happens. ``workers`` left out: as many as the machine's GPUs or cores carry."""
 
-    workers: PositiveInt | None = None
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: float | None = Field(None, ge=0)
-    group_size: PositiveInt = 3  # clients that train as one batch; on a GPU more are faster
+    workers: int | None = Field(None, gt=0, le=10_000)
+    cpus_per_worker: float = Field(1.0, ge=0.01, le=1024)
+    gpus_per_worker: float | None = Field(None, ge=0, le=1024)
+    group_size: int = Field(3, gt=0, le=1_000_000)  # clients that train as one batch; on a GPU more are faster
     address: str | None = None
-    storage: str | None = None
-    cache_mb: float = Field(2048, ge=0)
-    checkpoint_every: PositiveInt = 1
+    storage: Annotated[str | None, FOLDER_OR_URI] = None
+    cache_mb: float = Field(2048, ge=0, le=1e9)
+    checkpoint_every: int = Field(1, gt=0, le=999_999)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False  # the frozen blocks, by torch.compile; only on a GPU, and it takes a while at the start
 
@@ -179,7 +185,7 @@ class TrackingSection(Section):
 class Config(Section):
     """One experiment, complete."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: DataSection = DataSection()
     partition: PartitionSection = PartitionSection()
     backbone: BackboneSection = BackboneSection()
@@ -206,7 +212,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The complete configuration, as a file that ``load`` reads back to an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml_text.dump(self.model_dump(mode="json"))
 
 
 def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
@@ -223,10 +229,15 @@ def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] 
 def from_dict(tree: dict[str, Any]) -> Config:
     """Check a nested dict of settings and complete it with the defaults, the algorithm's own included."""
     from fedprompt.algorithms import registry  # the registry is no part of reading YAML; `algorithms` never imports us
+    from fedprompt.unknown_keys import check_method_keys, did_you_mean
 
-    config = checked(Config, tree)
+    def hint(name: str, beside: list[str]) -> str:
+        return did_you_mean(name, beside, Config)
+
+    config = checked(Config, tree, hint=hint)
     algorithm = registry.get(config.algorithm.name)
-    settings = checked(algorithm.Settings, config.algorithm.settings, "algorithm")
+    check_method_keys(algorithm, list(config.algorithm.settings))
+    settings = checked(algorithm.Settings, config.algorithm.settings, "algorithm", hint)
     kind = config.prompt.kind or algorithm.kinds[0]
     complete = {
         "algorithm": AlgorithmSection(name=config.algorithm.name, **settings.model_dump()),
@@ -248,20 +259,40 @@ def _complete_local(local: LocalSection, algorithm: type[Algorithm], kind: str) 
     return local.model_copy(update={"optimizer": optimizer, **rates, **own})
 
 
+def is_path(key: str) -> bool:
+    """Whether the setting under a dotted key is a path."""
+    return bool(_path_kinds(key))
+
+
+def made_absolute(key: str, value: Any) -> Any:
+    """Return a setting as ``from_dict`` would take it where it is a path, else as it is. Raises InputError."""
+    for kind in _path_kinds(key) if isinstance(value, str) else ():
+        try:
+            value = kind.absolute(value)
+        except PydanticCustomError as error:
+            raise InputError(f"{key}: found {shown(value)}; allowed: {error.message()}") from None
+    return value
+
+
+def _path_kinds(key: str) -> list[PathKind]:
+    """How the value under a dotted key is made absolute; empty where it is no path."""
+    from fedprompt.algorithms import registry
+
+    section, _, name = key.partition(".")
+    models = [method.Settings for method in registry.available()] if section == "algorithm" else []
+    if section in Config.model_fields and isinstance(Config.model_fields[section].default, BaseModel):
+        models.append(type(Config.model_fields[section].default))
+    fields = (model.model_fields[name] for model in models if name in model.model_fields)
+    return [mark for field in fields for mark in field.metadata if isinstance(mark, PathKind)][:1]
+
+
 def own_head(prompt_kind: str) -> str:
     """``head.kind`` where it is left out."""
     return "prototypes" if prompt_kind == "visual" else "mlp"
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot read the configuration file ({getattr(error, 'strerror', None) or error})"
-        ) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    tree = yaml_text.read(path, "configuration file")
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fedprompt.errors import InputError, did_you_mean
+from fedprompt.errors import LONGEST_VALUE, InputError, did_you_mean, shown
+from fedprompt.texts import printable
+from fedprompt.yaml_text import NotRead, parse_value
 
 Model = TypeVar("Model", bound=BaseModel)
+# From the name of an unknown key and those that are allowed beside it: what may have been meant, or an empty string
+Hint = Callable[[str, list[str]], str]
 
 _IN_WORDS = {  # what is allowed, by the first word of pydantic's type of error
     "int": "a whole number",
@@ -29,20 +33,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
-def checked(model: type[Model], tree: dict[str, Any], section: str = "") -> Model:
-    """Return ``tree`` as a ``model``. Raises InputError with one line about the first thing that is wrong."""
+def checked(model: type[Model], tree: dict[str, Any], section: str = "", hint: Hint = did_you_mean) -> Model:
+    """Return ``tree`` as a ``model``. Raises InputError with one line about the first thing that is wrong.
+
+    ``hint`` says what may be meant by an unknown key.
+    """
     try:
         validated = model.model_validate(tree)
     except ValidationError as error:
-        raise InputError(_explain(error, model, section)) from None
+        raise InputError(_explain(error, model, section, hint)) from None
     _refuse_true_as_1(tree, validated, section)
     return validated
 
 
 def _refuse_true_as_1(tree: dict[str, Any], validated: BaseModel, section: str) -> None:
     """Raise InputError where ``true`` or ``false`` was taken for a number, as pydantic does."""
+    own = {name: getattr(validated, name) for name in type(validated).model_fields}
+    values = {**(validated.model_extra or {}), **own}
     for name, given in tree.items():
-        key, taken = f"{section}.{name}" if section else name, getattr(validated, name)
+        key, taken = f"{section}.{name}" if section else name, values[name]
         if isinstance(given, dict) and isinstance(taken, BaseModel):
             _refuse_true_as_1(given, taken, key)
         elif isinstance(given, bool) and not isinstance(taken, bool):
@@ -51,15 +60,20 @@ def _refuse_true_as_1(tree: dict[str, Any], validated: BaseModel, section: str) 
 
 
 def apply(tree: dict[str, Any], override: str) -> str:
-    """Set one ``key.path=value`` in nested settings and return its key; values are YAML."""
+    """Set one ``key.path=value`` in nested settings and return its key.
+
+    A value is a number, true, false, null or a text as in a YAML file, or a list or mapping in brackets.
+    """
     key, separator, text = override.partition("=")
     key = key.strip()
     if not separator or not all(key.split(".")):
-        raise InputError(f"'{override}': not an override; allowed: key.path=value, for example partition.alpha=0.1")
+        raise InputError(
+            f"{shown(override)}: not an override; allowed: key.path=value, for example partition.alpha=0.1"
+        )
     try:
-        put(tree, key, yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError):
-        put(tree, key, text)
+        put(tree, key, parse_value(text))
+    except NotRead as error:
+        raise InputError(f"{key}: {shown(text)} is {error}") from None
     return key
 
 
@@ -69,25 +83,31 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
     for part in parts:
         below = tree.setdefault(part, {})
         if not isinstance(below, dict):
-            raise InputError(f"{key}: '{part}' holds the value {below!r}, so nothing can be set below it")
+            raise InputError(f"{key}: '{part}' holds the value {shown(below)}, so nothing can be set below it")
         tree = below
     tree[last] = value
 
 
-def _explain(error: ValidationError, model: type[BaseModel], section: str) -> str:
+def _explain(error: ValidationError, model: type[BaseModel], section: str, hint: Hint) -> str:
     """Put the first thing that pydantic found wrong into one line, and say how many more there are."""
-    details = error.errors()
+    details = error.errors(include_url=False)
     first, more = details[0], len(details) - 1
     path = [str(part) for part in first["loc"]]
-    key = ".".join([section, *path] if section else path)
+    key = ".".join(map(_name, [section, *path] if section else path))
+    found = shown(first["input"])
     if first["type"] in ("extra_forbidden", "invalid_key"):
         allowed = _names_in(model, path[:-1], section)
-        line = f"{key}: unknown key{did_you_mean(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
+        line = f"{key}: unknown key{hint(path[-1], allowed)}; allowed here: {', '.join(allowed)}"
     elif first["type"] == "model_type":  # something else where keys should be
-        line = f"{key}: found {first['input']!r}; allowed: keys below it ({', '.join(_names_in(model, path, section))})"
+        line = f"{key}: found {found}; allowed: keys below it ({', '.join(_names_in(model, path, section))})"
     else:
-        line = f"{key}: found {first['input']!r}{_nearest(first)}; allowed: {_allowed(first)}"
+        line = f"{key}: found {found}{_nearest(first)}; allowed: {_allowed(first)}"
     return line + (f" (and {more} more wrong {'key' if more == 1 else 'keys'})" if more else "")
+
+
+def _name(part: str) -> str:
+    """A part of a key, cut where it is long."""
+    return printable(part, LONGEST_VALUE)
 
 
 def _nearest(detail: Any) -> str:
@@ -105,5 +125,13 @@ def _allowed(detail: Any) -> str:
 def _names_in(model: type[BaseModel], path: list[str], section: str) -> list[str]:
     """Names of the keys that are allowed below ``path``."""
     for part in path:
-        model = model.model_fields[part].annotation  # type: ignore[assignment]
+        if part in model.model_fields:  # else an index of a list
+            model = _model_in(model.model_fields[part].annotation) or model
     return [*(["name"] if section else []), *model.model_fields]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field's type is, or has in it, as ``Section | None`` does."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

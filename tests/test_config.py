@@ -1,8 +1,10 @@
 """The configuration: what is read is what was meant, and what is wrong is told in one line."""
 
+import re
+
 import pytest
 
-from fedprompt.config import RATES, load
+from fedprompt.config import RATES, Config, load
 from fedprompt.errors import InputError
 
 
@@ -11,7 +13,7 @@ def refusal(*overrides, path=None):
     with pytest.raises(InputError) as caught:
         load(path, list(overrides))
     line = str(caught.value)
-    assert "\n" not in line
+    assert line.isprintable()
     return line
 
 
@@ -44,8 +46,12 @@ def test_numbers_in_exponent_notation_are_numbers(text):
     assert load(None, [f"local.lr={text}"]).local.lr == 0.0005  # YAML 1.1 itself reads 5e-4 as text
 
 
-def test_an_empty_value_is_none():
-    assert load(None, ["prompt.kind=", "data.root=null"]).data.root is None
+@pytest.mark.parametrize("key", ["local.lr", "prompt.kind", "data.root", "seed", "algorithm.name"])
+def test_an_override_without_a_value_is_refused_and_null_is_none(key):
+    line = refusal(f"{key}=  ")
+    assert line.startswith(f"{key}: ")
+    assert "null" in line
+    assert load(None, ["prompt.kind=null", "local.lr=~", "data.root=null"]) == load()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,15 @@ def test_what_is_read_cannot_be_changed():
         ("local.betas=[0.9]", ["local.betas", "0.9"]),
         ("local.betas=[0.9, 1.5]", ["local.betas", "1.5", "below 1"]),
         ("runtime.gpus_per_worker=1.5", ["runtime.gpus_per_worker", "1.5", "fraction"]),
+        ("lr=0.1", ["lr: unknown key", "did you mean 'local.lr'", "allowed here: seed, data"]),
+        ("epoch=3", ["did you mean 'local.epochs'?"]),
+        ("crop=0.5", ["did you mean 'backbone.crop'?"]),
+        ("mu=1", ["did you mean 'algorithm.mu'?"]),
+        ("federation.lr=0.1", ["federation.lr: unknown key", "did you mean 'local.lr'", "cohort, rounds"]),
+        ("local.clients=3", ["did you mean 'federation.clients'?"]),
+        ("algorithm.epochs=3", ["did you mean 'local.epochs'?", "allowed here: name, schedule"]),
+        ("algorithm.mu=1", ["algorithm.mu: not a key of 'pfpt'", "fedmem, fedprox", "allowed here: name, schedule"]),
+        ("federation.rounds=1000000", ["federation.rounds", "less than or equal to 999999"]),
         ("federation=5", ["federation", "found 5", "clients, cohort, rounds"]),
         ("algorithm=fedavg", ["algorithm", "'fedavg'", "name"]),
         ("federation.dropout=1", ["federation.dropout", "found 1", "less than 1"]),
@@ -107,7 +122,7 @@ def test_what_is_read_cannot_be_changed():
         ("federation.speed_spread=-1", ["federation.speed_spread", "-1", "greater than or equal to 0"]),
         ("federation.max_lost=1.5", ["federation.max_lost", "1.5", "less than or equal to 1"]),
         ("federation.rounds=true", ["federation.rounds", "found True", "a whole number"]),
-        ("local.lr=yes", ["local.lr", "found True", "a number"]),
+        ("local.lr=yes", ["local.lr", "found 'yes'", "a number"]),
         ("seed=false", ["seed", "found False", "a whole number"]),
         ("algorithm.sweeps=true", ["algorithm.sweeps", "found True", "a whole number"]),
         ("seed=-1", ["seed", "-1", "0"]),
@@ -121,6 +136,45 @@ def test_a_wrong_value_is_told_with_its_key_and_what_is_allowed(override, named)
     line = refusal(override)
     for part in named:
         assert part in line
+
+
+PYDANTICS = (
+    "model_fields",
+    "model_config",
+    "model_extra",
+    "model_dump",
+    "__class__",
+    "__dict__",
+    "copy",
+    "json",
+    "self",
+)
+
+
+@pytest.mark.parametrize("name", PYDANTICS)
+@pytest.mark.parametrize("section", ["", "data.", "algorithm."])
+def test_names_that_python_or_a_library_uses_are_unknown_keys_like_others(section, name):
+    for value in ("3", "true", "null", "{a: 1}"):
+        assert refusal(f"{section}{name}={value}").startswith(f"{section}{name}: unknown key")
+
+
+NO_NUMBERS = ("9" * 5000, "1" + "0" * 300, "1e400", "-1e400", ".inf", ".nan", "true", "'x'", "[1]", "{a: 1}", "[[[]]]")
+
+
+@pytest.mark.parametrize("section", [name for name in Config.model_fields if name not in ("seed", "algorithm")])
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_no_number_of_any_section_is_without_limits(section, value):
+    fields = type(getattr(load(), section)).model_fields
+    for name in [name for name, field in fields.items() if re.search("int|float", str(field.annotation))]:
+        assert refusal(f"{section}.{name}={value}").startswith(f"{section}.{name}")
+
+
+@pytest.mark.parametrize("value", ["9" * 350, "x" * 100_000, "[" + "1," * 900 + "]", "{" + "a" * 10_000 + ": 1}"])
+def test_a_message_shows_the_beginning_of_what_is_large(value):
+    for key in ("seed", "local.betas", "algorithm.name", "algorithm"):
+        line = refusal(f"{key}={value}")
+        assert "…" in line
+        assert len(line) < 1000
 
 
 def test_nothing_can_be_set_below_a_value(tmp_path):
@@ -170,7 +224,7 @@ def test_further_wrong_keys_are_counted():
     [
         (b"a: [1, 2", "not valid YAML"),
         (b"a: b: c", "not valid YAML"),
-        (b"born: 2020-13-45", "not valid YAML"),
+        (b"born: 2020-13-45", "born: unknown key"),
         (b"\xff\xfe\x00", "cannot read"),
         (b"- 1\n- 2\n", "found a list"),
         (b"hello", "found a str"),
@@ -186,7 +240,7 @@ def test_a_file_that_is_no_configuration_is_refused_in_one_line(tmp_path, conten
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     assert "missing.yaml" in refusal(path=tmp_path / "missing.yaml")
-    assert "Is a directory" in refusal(path=tmp_path)
+    assert "is a folder" in refusal(path=tmp_path)
 
 
 def test_tags_in_a_file_execute_nothing(tmp_path):

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
 from fedprompt.algorithms.base import Algorithm
-from fedprompt.errors import InputError, did_you_mean
+from fedprompt.errors import InputError, did_you_mean, shown
 
 _ALGORITHMS: dict[str, type[Algorithm]] = {}
 ENTRY_POINTS = "fedprompt.algorithms"
@@ -68,7 +68,7 @@ def get(name: str) -> type[Algorithm]:
     _load_all()
     if name not in _ALGORITHMS:
         raise InputError(
-            f"algorithm.name: unknown method '{name}'{did_you_mean(name, _ALGORITHMS)}; "
+            f"algorithm.name: unknown method {shown(name)}{did_you_mean(name, _ALGORITHMS)}; "
             f"allowed: {', '.join(sorted(_ALGORITHMS))}"
         )
     return _ALGORITHMS[name]

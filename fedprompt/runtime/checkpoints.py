@@ -42,11 +42,14 @@ class CheckpointStore:
     def __init__(self, uri: str) -> None:
         try:
             self._fs, self._path = fsspec.core.url_to_fs(uri)
-        except (ValueError, ImportError) as error:
+            self._fs.makedirs(self._path, exist_ok=True)
+        except Exception as error:  # whatever the package behind a URI and its network may raise
+            if "://" not in uri:
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"runtime.storage: cannot use '{uri}' ({error}); allowed: a folder or an fsspec URI"
+                f"runtime.storage: cannot use '{uri}' ({reason}); allowed: a folder, or an fsspec URI to write to"
             ) from None
-        self._fs.makedirs(self._path, exist_ok=True)
         self.damaged: dict[str, str] = {}
 
     def save(self, checkpoint: Checkpoint) -> None:

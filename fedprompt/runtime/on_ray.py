@@ -19,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed
-from fedprompt.models.weights import SUFFIXES
 from fedprompt.runtime.driver import Driver, told_in_one_line
 from fedprompt.runtime.federation import Record
 from fedprompt.runtime.places import reserved, waited
@@ -73,22 +72,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def absolute_paths(config: Config) -> Config:
-    """Take relative paths for this process's: processes of the cluster have working folders of their own."""
-    data, backbone, runtime = config.data, config.backbone, config.runtime
-    if data.root is not None:
-        data = data.model_copy(update={"root": _absolute(data.root)})
-    if backbone.weights.endswith(SUFFIXES):
-        backbone = backbone.model_copy(update={"weights": _absolute(backbone.weights)})
-    if runtime.storage is not None and "://" not in runtime.storage:
-        runtime = runtime.model_copy(update={"storage": _absolute(runtime.storage)})
-    return config.model_copy(update={"data": data, "backbone": backbone, "runtime": runtime})
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
-
-
 def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
     """Yield what the driver actor says; when it dies, another one continues from its last checkpoint.
 
@@ -100,7 +83,7 @@ def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": 2, "scheduling_strategy": here}
         yield from ({"note": line} for line in waited(places))
-        arguments = absolute_paths(config), str(output.resolve()), places
+        arguments = config, str(output.resolve()), places
         for _ in range(DRIVER_RESTARTS + 1):
             driver = ray.remote(Driver).options(**options).remote(*arguments)
             try:
@@ -123,7 +106,7 @@ def pool_on_ray(config: Config, data: FederatedData, output: Path, say: Callable
     with connected(config), reserved(config) as places:
         for line in waited(places):
             say(line)
-        with told_in_one_line(output), closing(RayPool(absolute_paths(config), data, places)) as pool:
+        with told_in_one_line(output), closing(RayPool(config, data, places)) as pool:
             yield pool
 
 

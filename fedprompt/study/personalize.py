@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-import yaml
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field
 
+from fedprompt import yaml_text
 from fedprompt.client.personal import Trains, Tuning
 from fedprompt.client.tasks import Task, steps_of
 from fedprompt.config import Config, load
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError
+from fedprompt.errors import InputError, shown
 from fedprompt.runtime.build import build_algorithm, divided_data
 from fedprompt.runtime.checkpoints import Checkpoint, store_of
 from fedprompt.runtime.federation import grouped
@@ -44,6 +44,7 @@ def _as_list(value: Any) -> Any:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1e38)]
 Listed = BeforeValidator(_as_list)  # one number stands for a list of one
 
 
@@ -53,14 +54,14 @@ class Personalize(Section):
     Batch size, and the optimizer's settings beside its rate, are the run's.
     """
 
-    lr: Annotated[tuple[PositiveFloat, ...], Listed, Field(min_length=1)] = (1e-3, 1e-2)
-    epochs: int = Field(5, ge=0)
+    lr: Annotated[tuple[Rate, ...], Listed, Field(min_length=1)] = (1e-3, 1e-2)
+    epochs: int = Field(5, ge=0, le=1_000_000)
     optimizer: Literal["adam", "sgd"] = "adam"
     trains: Trains | None = None
-    pull: float = Field(0.0, ge=0)  # mu / 2 |w - w_sent|^2 in the loss
+    pull: float = Field(0.0, ge=0, le=1e6)  # mu / 2 |w - w_sent|^2 in the loss
     interpolation: Annotated[tuple[Share, ...], Listed] = (0.5,)  # lambda; the client's own model is 1
     averaging: bool = False  # score the mean of the models after each epoch, too
-    clients: PositiveInt | None = None  # the first ones; left out: all
+    clients: int | None = Field(None, gt=0, le=1_000_000)  # the first ones; left out: all
 
     def tuning(self, lr: float) -> Tuning:
         """What clients are told at one learning rate."""
@@ -155,16 +156,11 @@ def _plan(run: Path, config: Config, tree: Any, output: Path) -> Plan:
 
 def _saved(output: Path) -> dict[str, Any]:
     path = output / SETTINGS
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"--resume: no personalization in {output} ({SETTINGS} is missing); allowed: the folder of one"
-        ) from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not path.exists():
+        raise InputError(f"--resume: no personalization in {output} ({SETTINGS} is missing); allowed: a folder of one")
+    tree = yaml_text.read(path, "settings")
     if not isinstance(tree, dict) or not {"round", "personalize"} <= tree.keys():
-        raise InputError(f"{path}: found {tree!r}; allowed: the keys round and personalize")
+        raise InputError(f"{path}: found {shown(tree)}; allowed: the keys round and personalize")
     return tree
 
 
@@ -197,7 +193,7 @@ def personalize(plan: Plan, data: FederatedData, pool: Pool, say: Callable[[str]
     """Tune all clients on ``pool`` at every learning rate that is not done yet; as ``run``."""
     plan.output.mkdir(parents=True, exist_ok=True)
     settings = {"round": plan.checkpoint.round, "personalize": plan.settings.model_dump(mode="json")}
-    write_atomic(plan.output / SETTINGS, yaml.safe_dump(settings, sort_keys=False).encode())
+    write_atomic(plan.output / SETTINGS, yaml_text.dump(settings).encode())
     path = plan.output / ROWS
     rows = _rows(path)
     for lr in plan.settings.lr:

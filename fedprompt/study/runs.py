@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fedprompt import yaml_text
 from fedprompt.errors import InputError
 from fedprompt.study.saved import read_records, read_result, scored
 
@@ -89,8 +88,8 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def _config(folder: Path) -> dict[str, Any] | None:
     """The settings in ``config.yaml``, or None where it is not that of a run."""
     try:
-        tree = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = yaml_text.read(folder / "config.yaml", "configuration file")
+    except InputError:
         return {} if (folder / "result.json").exists() else None
     return flat(tree) if isinstance(tree, dict) and {"seed", "algorithm", "federation"} <= tree.keys() else None
 

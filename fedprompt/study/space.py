@@ -7,23 +7,27 @@ one after the other. The same file gives the same trials, the drawn ones too.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedprompt.algorithms import registry
-from fedprompt.config import Config, from_dict, own_head
+from fedprompt.config import AlgorithmSection, Config, from_dict, is_path, own_head
 from fedprompt.errors import InputError
-from fedprompt.settings import put
+from fedprompt.settings import checked, put
 from fedprompt.study.runs import flat
 from fedprompt.study.sweep_file import Condition, Space, SweepFile, Values, conditions, values
+from fedprompt.unknown_keys import KeyOfAnotherMethod
 
 DIGITS = 4  # of numbers that are drawn: names and tables stay readable
 LONGEST_SLUG = 80
+MOST_TRIALS = 10_000
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,30 @@ def _points(sweep: SweepFile) -> list[_Point]:
     space, parts = values(sweep.space), conditions(sweep)
     if sweep.samples > 1 and not any(v.drawn for s in (space, *(p.space for p in parts)) for v in s.values()):
         raise InputError(f"samples: {sweep.samples}, but nothing in the space is drawn; allowed: 1")
+    _check_count(_size(_Point({}), space, sweep.samples))
     points = list(_grown(_Point({}), space, sweep.samples, rng))
     for number, part in enumerate(parts):
         holds = [_holds(part, sweep, point) for point in points]
         if not any(holds) and not any(space[key].drawn for key in part.needs if key in space):
             wanted = ", ".join(f"{key} = {list(options)}" for key, options in part.needs.items())
             raise InputError(f"when[{number}].if: no trial has {wanted}; allowed: a condition that holds for some")
+        _check_count(sum(_size(point, part.space, sweep.samples) if hold else 1 for point, hold in zip(points, holds)))
         grown = [
             _grown(point, part.space, sweep.samples, rng) if hold else [point] for point, hold in zip(points, holds)
         ]
         points = list(itertools.chain.from_iterable(grown))
     return points
+
+
+def _size(point: _Point, space: Space, samples: int) -> int:
+    """How many points ``_grown`` makes of one."""
+    draws = samples if any(given.drawn for given in space.values()) and not point.sampled else 1
+    return draws * math.prod(len(given.values) for given in space.values() if not given.drawn)
+
+
+def _check_count(trials: int) -> None:
+    if trials > MOST_TRIALS:
+        raise InputError(f"space: makes {trials:,} trials; allowed: at most {MOST_TRIALS:,} in one sweep")
 
 
 def _grown(point: _Point, space: Space, samples: int, rng: np.random.Generator) -> Iterator[_Point]:
@@ -113,15 +130,28 @@ def _holds(part: Condition, sweep: SweepFile, point: _Point) -> bool:
     """Whether the trial has the wanted values: from the space, else from ``base``, else a configuration's defaults."""
     settings = {**flat(Config().model_dump()), **flat(sweep.base), **point.settings}
     if settings["head.kind"] is None:
-        settings["head.kind"] = own_head(settings["prompt.kind"] or registry.get(settings["algorithm.name"]).kinds[0])
-    return all(key in settings and settings[key] in options for key, options in part.needs.items())
+        name = checked(AlgorithmSection, {"name": settings["algorithm.name"]}, "algorithm").name
+        settings["head.kind"] = own_head(settings["prompt.kind"] or registry.get(name).kinds[0])
+    return all(
+        key in settings and any(_is_same(settings[key], option) for option in options)
+        for key, options in part.needs.items()
+    )
+
+
+def _is_same(value: Any, wanted: Any) -> bool:
+    """Whether a setting has a value; true is not 1."""
+    return value == wanted and isinstance(value, bool) == isinstance(wanted, bool)
 
 
 def _config(sweep: SweepFile, settings: dict[str, Any]) -> Config:
     tree = deepcopy(sweep.base)
     for key, value in settings.items():
         put(tree, key, value)
-    return from_dict(tree)
+    try:
+        return from_dict(tree)
+    except KeyOfAnotherMethod as error:
+        example = f"if: {{algorithm.name: {error.methods[0]}}}"
+        raise InputError(f"{error}; a key that only some methods have goes below when:, with {example}") from None
 
 
 def _placed(config: Config, name: str) -> Config:
@@ -137,6 +167,7 @@ def _slug(settings: dict[str, Any]) -> str:
     words = []
     for key, value in settings.items():
         last = key.rpartition(".")[2]
+        value = Path(value).name if is_path(key) and isinstance(value, str) else value
         text = f"{value:g}" if isinstance(value, float) else str(value)
         words.append(text if last in ("name", "kind") else f"{last}{text}")
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", "-".join(words))[:LONGEST_SLUG].rstrip("-_.")

@@ -5,7 +5,7 @@ base: {federation: {rounds: 20}, partition.kind: dirichlet}   # a configuration,
 space:                                                        # any key of a configuration
   partition.alpha: {grid: [0.1, 0.5, 5]}
   algorithm.name: {grid: [pfpt, fedavg]}
-  local.lr: {loguniform: [1.0e-4, 1.0e-2]}                    # drawn; also uniform, randint, choice
+  local.lr: {loguniform: [1e-4, 1e-2]}                        # drawn; also uniform, randint, choice
 when:                                                         # parts for some of the trials only
   - if: {algorithm.name: pfpt}                                # a value, or a list of values of which one must hold
     space: {algorithm.schedule: {grid: [sequential, joint]}}
@@ -21,24 +21,23 @@ personalize: {lr: [0.001, 0.01]}   # after every run, as `fedprompt personalize`
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from fedprompt.config import Config
-from fedprompt.errors import InputError, did_you_mean
+from fedprompt import yaml_text
+from fedprompt.config import Config, made_absolute
+from fedprompt.errors import InputError, did_you_mean, shown
 from fedprompt.settings import Section, apply, checked, put
 from fedprompt.study.personalize import settings_of
 from fedprompt.study.runs import flat
 
 LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform", "randint")
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # 1e-4: a number to everybody but YAML 1.1
+LARGEST = 2**62  # of whole numbers that are drawn
 
 
 class SweepFile(Section):
@@ -48,17 +47,17 @@ class SweepFile(Section):
     base: dict[str, Any] = Field(default_factory=dict)
     space: dict[str, Any]
     when: list[dict[str, Any]] = Field(default_factory=list)
-    samples: PositiveInt = 1
-    seed: int = Field(0, ge=0)
+    samples: int = Field(1, gt=0, le=10_000)
+    seed: int = Field(0, ge=0, lt=2**63)
     scheduler: Literal["none", "asha", "median"] = "none"
-    grace_rounds: PositiveInt | None = None
-    reduction: float | None = Field(None, gt=1)
-    max_concurrent: PositiveInt | None = None
+    grace_rounds: int | None = Field(None, gt=0, le=999_999)
+    reduction: float | None = Field(None, gt=1, le=1e6)
+    max_concurrent: int | None = Field(None, gt=0, le=1_000_000)
     personalize: dict[str, Any] | None = None
 
     def to_yaml(self) -> str:
         """The complete sweep, as a file that ``read`` reads back to an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml_text.dump(self.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
 
     Raises InputError with one line that names the file and the key.
     """
+    tree = _tree(path)
     with naming(path):
-        sweep = checked(SweepFile, _tree(path))
+        sweep = checked(SweepFile, tree)
         space, swept = values(sweep.space), set(sweep.space)
         for condition in conditions(sweep):
             swept |= condition.space.keys()
@@ -99,12 +99,13 @@ def read(path: Path, overrides: Sequence[str] = ()) -> SweepFile:
             settings_of(sweep.personalize)
         if not space:
             raise InputError("space: is empty; allowed: at least one key, such as seed: {grid: [0, 1, 2]}")
-        base = _nested(sweep.base)
+        sweep = sweep.model_copy(update=_with_absolute_paths(sweep))
+        base = sweep.base
     for override in overrides:
         key = apply(base, override)
         if key in swept:
             raise InputError(f"{key}: {path} varies it, so it cannot be given here; allowed: any other key")
-    sweep = sweep.model_copy(update={"base": base})
+    sweep = sweep.model_copy(update={"base": _absolute_values(base)})
     with naming(path):
         _check_scheduler(sweep)
     return sweep
@@ -130,21 +131,42 @@ def conditions(sweep: SweepFile) -> list[Condition]:
 
 
 def _tree(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the sweep file ({getattr(error, 'strerror', None) or error})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"not valid YAML ({' '.join(str(error).split())})") from None
+    tree = yaml_text.read(path, "sweep file")
     if not isinstance(tree, dict):
-        raise InputError(f"found {tree!r}; allowed: the keys {', '.join(SweepFile.model_fields)}")
-    return {str(key): value for key, value in tree.items() if value is not None}
+        raise InputError(f"{path}: found {shown(tree)}; allowed: the keys {', '.join(SweepFile.model_fields)}")
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """What stands under a dotted key, with all paths in it absolute: a value, a list of them, or keys below it."""
+    if isinstance(value, dict):
+        return {name: _absolute(f"{key}.{name}", below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [made_absolute(key, one) for one in value]
+    return made_absolute(key, value)
+
+
+def _absolute_values(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: _absolute(key, value) for key, value in settings.items()}
+
+
+def _absolute_space(space: dict[str, Any]) -> dict[str, Any]:
+    return {key: {kind: _absolute(key, found) for kind, found in given.items()} for key, given in space.items()}
+
+
+def _with_absolute_paths(sweep: SweepFile) -> dict[str, Any]:
+    """The parts of a sweep that hold settings: ``base`` nested, and paths absolute wherever one is given."""
+    when = [{"if": _absolute_values(part["if"]), "space": _absolute_space(part["space"])} for part in sweep.when]
+    return {"base": _nested(sweep.base), "space": _absolute_space(sweep.space), "when": when}
 
 
 def _nested(base: dict[str, Any]) -> dict[str, Any]:
     """Dotted and nested keys as one nested configuration."""
     tree: dict[str, Any] = {}
-    for key, value in flat({str(key): value for key, value in base.items()}).items():
+    settings = [setting for key, value in base.items() for setting in flat({key: value}).items()]
+    for key, value in settings:
+        if sum(key == other for other, _ in settings) > 1:
+            raise InputError(f"base: {key} is there twice, with a dot and nested; allowed: once")
         if value is not None or key not in Config.model_fields or key == "seed":  # not a section with nothing in it
             put(tree, key, value)
     return tree
@@ -154,21 +176,22 @@ def _values(place: str, given: Any) -> Values:
     kinds = (*LISTS, *RANGES)
     if not isinstance(given, dict) or len(given) != 1:
         example = "{grid: [0.1, 0.5]}"
-        raise InputError(f"{place}: found {given!r}; allowed: {', '.join(kinds)} with values, as in {example}")
+        raise InputError(f"{place}: found {shown(given)}; allowed: {', '.join(kinds)} with values, as in {example}")
     ((kind, found),) = given.items()
     if kind not in kinds:
         raise InputError(f"{place}: unknown kind '{kind}'{did_you_mean(str(kind), kinds)}; allowed: {', '.join(kinds)}")
     place = f"{place}.{kind}"
     if kind in LISTS:
         if not isinstance(found, list) or not found:
-            raise InputError(f"{place}: found {found!r}; allowed: a list of values in brackets")
-        return Values(kind, tuple(_plain(value) for value in found))
-    ends = [_plain(value) for value in found] if isinstance(found, list) else []
-    numbers = [end for end in ends if isinstance(end, int if kind == "randint" else (int, float)) and end is not True]
+            raise InputError(f"{place}: found {shown(found)}; allowed: a list of values in brackets")
+        return Values(kind, tuple(found))
+    ends = list(found) if isinstance(found, list) else []
+    numbers = [end for end in ends if isinstance(end, int if kind == "randint" else (int, float))]
+    numbers = [end for end in numbers if not isinstance(end, bool) and abs(end) <= LARGEST]
     least = 0 if kind == "loguniform" else -math.inf
-    if len(ends) != 2 or numbers != ends or not least < ends[0] < ends[1] < math.inf:
+    if len(ends) != 2 or numbers != ends or not least < ends[0] < ends[1]:
         what = {"randint": "whole numbers", "loguniform": "numbers above 0"}.get(kind, "numbers")
-        raise InputError(f"{place}: found {found!r}; allowed: [lowest, highest], two {what}, the smaller one first")
+        raise InputError(f"{place}: found {shown(found)}; allowed: [lowest, highest], two {what}, smaller first")
     return Values(kind, tuple(ends))
 
 
@@ -178,15 +201,12 @@ def _condition(place: str, given: dict[str, Any]) -> Condition:
             raise InputError(f"{place}.{key}: unknown key{did_you_mean(str(key), ('if', 'space'))}; allowed: if, space")
     for key in ("if", "space"):
         if not isinstance(given.get(key), dict) or not given[key]:
-            raise InputError(f"{place}.{key}: found {given.get(key)!r}; allowed: keys of a configuration below it")
+            raise InputError(f"{place}.{key}: found {shown(given.get(key))}; allowed: keys of a configuration below it")
     known = flat(Config().model_dump())
     for key in given["if"]:
         if key not in known and not str(key).startswith("algorithm."):
             raise InputError(f"{place}.if.{key}: unknown key{did_you_mean(str(key), known)}; allowed: keys of runs")
-    needs = {
-        key: tuple(_plain(value) for value in (wanted if isinstance(wanted, list) else [wanted]))
-        for key, wanted in given["if"].items()
-    }
+    needs = {key: tuple(wanted if isinstance(wanted, list) else [wanted]) for key, wanted in given["if"].items()}
     return Condition(needs, values(given["space"], f"{place}.space"))
 
 
@@ -197,8 +217,3 @@ def _check_scheduler(sweep: SweepFile) -> None:
                 f"{key}: {getattr(sweep, key)} means nothing with scheduler = '{sweep.scheduler}'; allowed: leave it "
                 f"out, or scheduler: {' or '.join(where)}"
             )
-
-
-def _plain(value: Any) -> Any:
-    """``1e-4``, which YAML 1.1 takes for a text, as the number that is meant."""
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value

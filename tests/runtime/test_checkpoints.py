@@ -227,8 +227,12 @@ def test_checkpoints_may_lie_behind_a_uri(tmp_path):
     store.save(Checkpoint(1, some_state(1.0)))
     assert CheckpointStore("memory://somewhere/else").latest().round == 1
     assert CheckpointStore(f"file://{tmp_path}/new").latest() is None
-    with pytest.raises(InputError, match=r"runtime\.storage: .*'nosuch://here'"):
-        CheckpointStore("nosuch://here")
+
+
+@pytest.mark.parametrize("uri", ["nosuch://here", "github://a", "dbfs://a/b", "dir://a", "generic://a", "zip://a.zip"])
+def test_a_uri_that_nothing_can_be_written_to_is_refused_in_one_line(uri):
+    with pytest.raises(InputError, match=rf"^runtime\.storage: cannot use '{uri}' \(..+\); allowed: "):
+        CheckpointStore(uri)
 
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_leaves_no_half_of_it(tmp_path):

@@ -197,7 +197,7 @@ def test_an_override_cannot_go_against_the_space(trials_of):
     [
         ([], "SWEEP.yaml: missing"),
         (["--resume"], "--resume: needs --output DIR"),
-        (["nowhere.yaml"], "nowhere.yaml: cannot read the sweep file (No such file or directory)"),
+        (["nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
         (["--resume", "--output", "nowhere"], "--resume: no sweep in nowhere"),
         ([str(READY[0]), "--output", str(READY[0].parent)], "--output: "),
     ],
@@ -206,3 +206,56 @@ def test_a_wrong_command_line_is_told_in_one_line(arguments, line):
     end = CliRunner().invoke(main, ["sweep", *arguments])
     assert (end.exit_code, end.stderr.count("\n")) == (2, 1)
     assert end.stderr.startswith(f"fedprompt: {line}")
+
+
+def test_a_key_that_only_some_methods_have_is_refused_with_the_way_to_give_it_to_them(trials_of):
+    space = {"algorithm.name": {"grid": ["fedprox", "fedavg"]}, "algorithm.mu": {"grid": [0, 1]}}
+    with pytest.raises(InputError, match=r"^algorithm\.mu: not a key of 'fedavg' but of .*fedprox.* when:, with if: "):
+        trials_of(space=space)
+    names = {"algorithm.name": space["algorithm.name"]}
+    when = [{"if": {"algorithm.name": "fedprox"}, "space": {"algorithm.mu": space["algorithm.mu"]}}]
+    assert len(trials_of(space=names, when=when)) == 3
+
+
+def test_a_key_of_no_method_gets_no_such_advice(trials_of):
+    with pytest.raises(InputError) as caught:
+        trials_of(space={"algorithm.name": {"grid": ["fedprox", "fedavg"]}, "algorithm.nu": {"grid": [0]}})
+    assert "when" not in str(caught.value)
+
+
+def test_a_key_with_a_dot_and_nested_is_a_duplicate(trials_of):
+    with pytest.raises(InputError, match=r"base: partition\.kind is there twice"):
+        trials_of(base={"partition": {"kind": "iid"}, "partition.kind": "shards"}, space=SEEDS)
+
+
+def test_a_condition_on_true_does_not_hold_for_1(trials_of):
+    with pytest.raises(InputError, match="no trial has seed"):
+        trials_of(space=SEEDS, when=[{"if": {"seed": True}, "space": {"local.lr": {"grid": [1]}}}])
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {f"local.{name}": {"grid": list(range(1, 100))} for name in ("epochs", "batch_size", "lr", "prompt_lr")},
+        {"seed": {"grid": list(range(2000))}, "local.lr": {"uniform": [0, 1]}},
+    ],
+)
+def test_too_many_trials_are_refused_before_any_is_made(trials_of, space):
+    with pytest.raises(InputError, match=r"space: makes [\d,]+ trials; allowed: at most 10,000"):
+        trials_of(space=space, samples=10 if "seed" in space else 1)
+
+
+@pytest.mark.parametrize(
+    "ends", [[0, 10**30], [-1e308, 1e308], [False, 2], [0, float("inf")], [0, 1, 2], ["a", "b"], {}]
+)
+@pytest.mark.parametrize("kind", ["uniform", "randint", "loguniform"])
+def test_a_range_that_nothing_can_be_drawn_from_is_refused(trials_of, kind, ends):
+    with pytest.raises(InputError, match=rf"space\.seed\.{kind}: found "):
+        trials_of(space={"seed": {kind: ends}})
+
+
+@pytest.mark.parametrize("name", [["pfpt"], {"a": 1}, 3])
+def test_a_base_that_is_wrong_is_told_before_conditions_are_looked_at(trials_of, name):
+    when = [{"if": {"head.kind": "mlp"}, "space": {"local.lr": {"grid": [1]}}}]
+    with pytest.raises(InputError, match=r"^algorithm"):
+        trials_of(base={"algorithm": {"name": name}}, space=SEEDS, when=when)
