@@ -3,6 +3,7 @@
 from fedprompt.data import cifar, embedded, folders, idx  # noqa: F401  (register their data sets)
 from fedprompt.data.dataset import Dataset, Split, View
 from fedprompt.data.federated import FederatedData, federate
+from fedprompt.data.fingerprint import fingerprint
 from fedprompt.data.heterogeneity import feature_distance, measures
 from fedprompt.data.partition import KINDS, PartitionOptions, partition
 from fedprompt.data.registry import DatasetInfo, available, dataset, load
@@ -19,6 +20,7 @@ __all__ = [
     "dataset",
     "feature_distance",
     "federate",
+    "fingerprint",
     "load",
     "measures",
     "partition",

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from fedprompt.data.dataset import Dataset, Split, View
+from fedprompt.data.fingerprint import Fingerprint, fingerprint
 from fedprompt.data.partition import PartitionOptions, long_tail, partition
 from fedprompt.data.sampling import apportion, stratified
 from fedprompt.errors import InputError
@@ -25,6 +26,7 @@ class FederatedData:
     ``public`` images are labelled and no client's own: class prototypes are made of them.
     ``clients`` are indices into ``train``, ``local_tests`` indices into ``test``, one int64 array per client.
     ``validation`` and ``test`` are each in one fixed random order, so that class-sorted files leak nothing.
+    ``fingerprint`` is that of the whole data set, before any limit.
     """
 
     name: str
@@ -37,6 +39,7 @@ class FederatedData:
     test: View
     clients: tuple[np.ndarray, ...]
     local_tests: tuple[np.ndarray, ...]
+    fingerprint: Fingerprint
     notes: tuple[str, ...] = ()  # lines for the user about the data
 
     def client(self, i: int) -> Split:
@@ -114,6 +117,7 @@ def federate(
         test=test,
         clients=tuple(parts),
         local_tests=_local_tests(train_view, test, parts, len(dataset.class_names), seed),
+        fingerprint=fingerprint(dataset),
         notes=dataset.notes,
     )
 

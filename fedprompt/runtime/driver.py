@@ -18,10 +18,10 @@ from ray.util.placement_group import PlacementGroup
 from fedprompt.config import Config
 from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import Federation, Record, Stopped
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
+from fedprompt.runtime.resuming import start_of
 
 
 class Driver:
@@ -40,11 +40,12 @@ class Driver:
         torch.set_num_threads(threads_per_worker(self._config))  # as in one process, for the aggregation
         pool = None
         try:
+            start = start_of(self._config, self._output)
             data = build_data(self._config)
+            start.check_data(self._config, data.fingerprint)
             algorithm = build_algorithm(self._config)
             pool = RayPool(self._config, data, self._places)
-            store = store_of(self._config.runtime.storage, self._output)
-            self._federation = Federation(self._config, algorithm, data, pool, store, self._output)
+            self._federation = Federation(self._config, algorithm, data, pool, start, self._output)
             if self._stop:
                 self._federation.stop()
             yield from self._federation.run()

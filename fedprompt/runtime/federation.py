@@ -18,12 +18,14 @@ from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.models.params import Params, is_finite, size_in_bytes
 from fedprompt.runtime.attendance import attendance
-from fedprompt.runtime.checkpoints import Checkpoint, CheckpointStore
+from fedprompt.runtime.checkpoint_file import Best, Checkpoint
 from fedprompt.runtime.pool import Pool
-from fedprompt.runtime.results import ASKED, asked_before, make_result
+from fedprompt.runtime.results import ASKED, asked_before, best_of, is_better, make_result, numbers_of
+from fedprompt.runtime.resuming import Start, check_state, origin_of
 from fedprompt.runtime.scoring import evaluate
 from fedprompt.seeding import Stream, generator
-from fedprompt.tracking.metrics import read
+from fedprompt.tracking.files import plain
+from fedprompt.tracking.metrics import RESTORE, read, rounds_so_far
 from fedprompt.tracking.tracker import Tracker
 
 Record = dict[str, Any]
@@ -34,7 +36,10 @@ class Stopped(Exception):
 
 
 class Federation:
-    """One experiment. ``run`` continues from the newest checkpoint in ``store``, or begins where there is none."""
+    """One experiment. ``run`` continues from the checkpoint in ``start``, or begins where there is none.
+
+    Raises InputError where the checkpoint's state does not fit the model, or metrics.jsonl lacks one of its rounds.
+    """
 
     def __init__(
         self,
@@ -42,13 +47,14 @@ class Federation:
         algorithm: Algorithm,
         data: FederatedData,
         pool: Pool,
-        store: CheckpointStore,
+        start: Start,
         output: Path,
     ) -> None:
         self._config, self._algorithm, self._data, self._pool = config, algorithm, data, pool
-        self._store, self._output = store, output
+        self._store, self._output = start.store, output
+        self._origin = origin_of(config, data.fingerprint, start.files)
         self._stop = False
-        found = store.latest()
+        store, found = start.store, start.found
         self._saved_round = -1 if found is None else found.round
         self._notes = [
             f"{name}: {what}; went on from round {self._saved_round}" for name, what in store.damaged.items()
@@ -58,9 +64,7 @@ class Federation:
         if self._saved_round < 1:
             self._notes += pool.notes
         self._resumed = self._begun = found is not None
-        if found is not None:
-            pool.resume(asked_before(found.totals))
-        self._now = found or self._beginning()
+        self._now = self._beginning() if found is None else self._going_on(found)
         self.first_round = self._now.round + 1
 
     def stop(self) -> None:
@@ -75,6 +79,8 @@ class Federation:
         """
         config = self._config
         with self._writing():
+            if self._resumed and (lost := self._store.take_back_best(self._now)):
+                self._notes.append(lost)
             tracker = self._tracker()
         try:
             yield from ({"note": line} for line in self._data.notes)
@@ -94,6 +100,7 @@ class Federation:
             result = self._result()
             with self._writing():
                 tracker.finish(result)
+                self._store.tidy()
             yield {"result": result}
         except RunFailed:
             with suppress(RunFailed):  # the disk is full
@@ -108,7 +115,30 @@ class Federation:
 
     def _beginning(self) -> Checkpoint:
         params = self._pool.facts.params
-        return Checkpoint(0, self._algorithm.init(params, generator(self._config.seed, Stream.INIT, 0, 1)))
+        state = self._algorithm.init(params, generator(self._config.seed, Stream.INIT, 0, 1))
+        return Checkpoint(0, state, origin=self._origin)
+
+    def _going_on(self, found: Checkpoint) -> Checkpoint:
+        """The checkpoint as this run continues it; what the user should know of it becomes a note."""
+        check_state(found, self._algorithm, self._pool.facts.params, self._config, self._store.name(found.round))
+        self._pool.resume(asked_before(found.totals))
+        path, best, first_line = self._output / "metrics.jsonl", found.best, found.first_line
+        records = rounds_so_far(path, found.round)
+        if found.origin is None:
+            self._notes.append(
+                f"{self._store.name(found.round)}: of an earlier version, which kept neither configuration nor "
+                "fingerprint: that both are still the same was not checked"
+            )
+            first_line = records[0]["round"] if records else 0
+            numbers = best_of(records)
+            state = found.state if numbers and numbers["round"] == found.round else None
+            best = None if numbers is None else Best(numbers, state)
+        if not records:
+            first_line = found.round + 1
+            self._notes.append(f"{path}: missing; it tells of the rounds from {first_line} on")
+        elif records[0]["round"] != first_line:
+            raise InputError(f"{path}: begins with round {records[0]['round']}, expected {first_line}; {RESTORE}")
+        return replace(found, origin=self._origin, best=best, first_line=first_line)
 
     def _tracker(self) -> Tracker:
         tracker = Tracker(
@@ -165,7 +195,10 @@ class Federation:
                 record.update(scored)
         totals = self._asked(_added(before.totals, {**record["communication"], **seconds}))
         record.update(_queries(totals))
-        return Checkpoint(round, state, totals), record
+        best = before.best
+        if "test" in record and is_better(numbers := plain(numbers_of(record)), best and best.numbers):
+            best = Best(numbers, state)
+        return replace(before, round=round, state=state, totals=totals, best=best), record
 
     def _train(self, round: int, cohort: Sequence[int]) -> tuple[list[Update], Record]:
         """The finite updates of a cohort in ascending order of clients, and what a record tells of the round.
@@ -225,6 +258,8 @@ class Federation:
             with self._writing():
                 self._store.save(self._now)
             self._saved_round = self._now.round
+            if self._now.best is not None:  # its models are stored now
+                self._now = replace(self._now, best=replace(self._now.best, state=None))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -237,7 +272,8 @@ class Federation:
 
     def _result(self) -> Record:
         records = read(self._output / "metrics.jsonl")
-        return make_result(self._config, self._data, self._pool.facts, records, self._now.totals)
+        result = make_result(self._config, self._data, self._pool.facts, records, self._now.totals)
+        return {**result, "best": self._now.best.numbers}
 
 
 def grouped(tasks: Sequence[Task], steps: Mapping[int, int], size: int) -> list[list[Task]]:

@@ -12,6 +12,7 @@ import numpy as np
 from fedprompt.blackbox.service import EVALUATION
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
+from fedprompt.data.fingerprint import summary
 from fedprompt.runtime.worker import Facts
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
@@ -26,8 +27,7 @@ def make_result(
     """Put together ``result.json`` (its keys are a contract, see README)."""
     scored = [record for record in records if "test" in record and record["round"] > 0]
     last = scored[-LAST:]
-    best = max(scored, key=lambda record: record["validation"]["accuracy"])  # the first of equals
-    mean = {name: float(np.mean([_numbers(record)[name] for record in last])) for name in _numbers(last[-1])}
+    mean = {name: float(np.mean([numbers_of(record)[name] for record in last])) for name in numbers_of(last[-1])}
     pools = [record["aggregate"]["pool_size"] for record in records if "pool_size" in record.get("aggregate", {})]
     cohorts, dropped, late, left_out = (
         sum(len(record.get(name, ())) for record in records) for name in ("cohort", "dropped", "late", "left_out")
@@ -36,11 +36,12 @@ def make_result(
     return {
         "algorithm": config.algorithm.name,
         "dataset": data.name,
+        "data": summary(data.fingerprint),
         "backbone": config.backbone.name,
         "seed": config.seed,
         "rounds": config.federation.rounds,
-        "final": _numbers(scored[-1]),
-        "best": _numbers(best),
+        "final": numbers_of(scored[-1]),
+        "best": best_of(records),
         "last10": {**mean, "round": last[-1]["round"], "evaluations": len(last)},
         "clients": scored[-1]["clients"],
         "per_class": dict(zip(data.class_names, scored[-1]["test"]["per_class"], strict=True)),
@@ -83,7 +84,22 @@ def _queries(totals: Mapping[str, float]) -> dict[str, Any] | None:
     return {"train": sum(asked.values()), "evaluation": evaluation, "clients": {str(c): n for c, n in asked.items()}}
 
 
-def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+def best_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Numbers of the round that is best on validation, the first of equals; None where none is scored."""
+    best = None
+    for record in records:
+        if "test" in record and record["round"] > 0 and is_better(numbers := numbers_of(record), best):
+            best = numbers
+    return best
+
+
+def is_better(numbers: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
+    """Whether a later round is better on validation than the best so far."""
+    return best is None or numbers["validation_accuracy"] > best["validation_accuracy"]
+
+
+def numbers_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What result.json tells of one scored round."""
     numbers = {name: record["test"][name] for name in SCORES}
     numbers |= {f"client_{name}": v for name, v in record["clients"].items() if isinstance(v, float)}
     return {**numbers, "validation_accuracy": record["validation"]["accuracy"], "round": record["round"]}

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Literal
 
 from fedprompt.config import Config, load
+from fedprompt.data import fingerprint
+from fedprompt.data import load as load_data
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.federation import Federation, Record
 from fedprompt.runtime.pool import InProcessPool
+from fedprompt.runtime.resuming import FREE_IN_WORDS, changed, start_of
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.tracker import OWN_FILES
 
 OWN = ("config.yaml", "checkpoints", "tensorboard", "pools", "personalize", "error.txt", *OWN_FILES)
-# what may change without changing the rounds so far
-FREE_ON_RESUME = ("runtime", "tracking", "federation.rounds", "federation.max_lost")
 
 
 def default_output(config: Config) -> Path:
@@ -82,28 +83,29 @@ def saved_settings(output: Path, what: Literal["run", "sweep"], given: str | Pat
 
 
 def resumed_config(output: Path, path: str | None, overrides: Sequence[str]) -> Config:
-    """The configuration of the run in ``output``, with overrides that do not change the rounds it has done."""
+    """The configuration of the run in ``output``, with overrides that do not change the rounds it has done.
+
+    Raises InputError where config.yaml or an override is not what the newest checkpoint was made with.
+    """
     saved = saved_settings(output, "run", path)
     before, now = load(saved), load(saved, overrides)
-    if now.federation.rounds < before.federation.rounds:
-        raise InputError(
-            f"federation.rounds: {now.federation.rounds} is less than the run's {before.federation.rounds}; "
-            f"allowed on --resume: {before.federation.rounds} or more"
-        )
-    for key in _changes(before, now):
-        if not key.startswith(FREE_ON_RESUME):
-            raise InputError(f"{key}: cannot change on --resume; allowed: {', '.join(FREE_ON_RESUME)}")
+    start = start_of(now, output)
+    if (start.found is None or start.found.origin is None) and (key := changed(before, now)) is not None:
+        raise InputError(f"{key}: cannot change on --resume; allowed: {FREE_IN_WORDS}")
+    if now.data.root != before.data.root:
+        start.check_data(now, fingerprint(load_data(now.data.name, now.data.root)))
     _write_config(output, now)
     return now
 
 
 def run_in_process(config: Config, output: Path, memory: FeatureMemory | None = None) -> Iterator[Record]:
     """Run without Ray, in this process; ``memory`` holds features that earlier runs have computed here."""
+    start = start_of(config, output)
     data, algorithm = build_data(config), build_algorithm(config)
+    start.check_data(config, data.fingerprint)
     pool = InProcessPool(config, data, memory)
     try:
-        store = store_of(config.runtime.storage, output)
-        yield from Federation(config, algorithm, data, pool, store, output).run()
+        yield from Federation(config, algorithm, data, pool, start, output).run()
     finally:
         pool.close()
 
@@ -128,12 +130,3 @@ def _remove(path: Path) -> None:
 
 def _write_config(output: Path, config: Config) -> None:
     write_atomic(output / "config.yaml", config.to_yaml().encode())
-
-
-def _changes(before: Config, now: Config) -> list[str]:
-    old, new = before.model_dump(), now.model_dump()
-    flat = [
-        (f"{section}.{key}", section, key) for section in new if isinstance(new[section], dict) for key in new[section]
-    ]
-    changed = [name for name, section, key in flat if old[section].get(key) != new[section][key]]
-    return changed + (["seed"] if before.seed != now.seed else [])

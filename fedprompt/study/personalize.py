@@ -26,9 +26,11 @@ from fedprompt.config import Config, load
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, shown
 from fedprompt.runtime.build import build_algorithm, divided_data
-from fedprompt.runtime.checkpoints import Checkpoint, store_of
+from fedprompt.runtime.checkpoint_file import Checkpoint
+from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import grouped
 from fedprompt.runtime.pool import InProcessPool, Pool
+from fedprompt.runtime.resuming import check_config, check_data, check_state, digests
 from fedprompt.runtime.scoring import subsample
 from fedprompt.settings import Section, apply, checked
 from fedprompt.study import trade_off
@@ -145,6 +147,7 @@ def _plan(run: Path, config: Config, tree: Any, output: Path) -> Plan:
     checkpoint = store.latest()
     if checkpoint is None:
         raise InputError(f"{run}: the run has no checkpoint yet; allowed: a run that has begun")
+    check_config(checkpoint, config, digests(config), store.name(checkpoint.round))
     if (output / SETTINGS).exists() and (before := _saved(output)["round"]) != checkpoint.round:
         raise InputError(
             f"--resume: {output} began from round {before}, and the run is at round {checkpoint.round} now; "
@@ -170,6 +173,7 @@ def run(plan: Plan, local: bool, say: Callable[[str], None]) -> dict[str, Any]:
     What is done when it is interrupted stays. Returns the content of result.json.
     """
     data = divided_data(plan.config)
+    check_data(plan.checkpoint, plan.config, data.fingerprint)
     for note in plan.notes:
         say(note)
     with _pool(plan, data, local, say) as pool:
@@ -191,6 +195,8 @@ def _pool(plan: Plan, data: FederatedData, local: bool, say: Callable[[str], Non
 
 def personalize(plan: Plan, data: FederatedData, pool: Pool, say: Callable[[str], None]) -> dict[str, Any]:
     """Tune all clients on ``pool`` at every learning rate that is not done yet; as ``run``."""
+    algorithm, name = build_algorithm(plan.config), f"checkpoint of round {plan.checkpoint.round}"
+    check_state(plan.checkpoint, algorithm, pool.facts.params, plan.config, name)
     plan.output.mkdir(parents=True, exist_ok=True)
     settings = {"round": plan.checkpoint.round, "personalize": plan.settings.model_dump(mode="json")}
     write_atomic(plan.output / SETTINGS, yaml_text.dump(settings).encode())

@@ -16,6 +16,7 @@ from fedprompt.runtime import places
 from fedprompt.runtime.build import divided_data
 from fedprompt.runtime.driver import Driver, told_in_one_line
 from fedprompt.runtime.ray_pool import RayPool
+from fedprompt.runtime.resuming import check_data
 from fedprompt.study.personalize import Personalize, after_run, personalize
 from fedprompt.study.space import Trial
 from fedprompt.tracking.files import write_atomic
@@ -77,6 +78,7 @@ def run_trial(
 def _personalize(trial: Trial, settings: Personalize, folder: Path) -> None:
     """What ``fedprompt personalize`` does, with the trial's own workers; rates that are done are not repeated."""
     plan, data = after_run(folder, trial.config, settings), divided_data(trial.config)
+    check_data(plan.checkpoint, trial.config, data.fingerprint)
     with told_in_one_line(folder), closing(RayPool(trial.config, data, get_current_placement_group())) as pool:
         personalize(plan, data, pool, say=lambda line: None)
 

@@ -6,12 +6,51 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from fedprompt.errors import InputError
 from fedprompt.tracking.files import named, plain, write_atomic
 
 Record = Mapping[str, Any]
+RESTORE = "allowed: a line for every round up to the checkpoint's; restore the file, or give --overwrite"
+ALWAYS = ("cohort", "train", "aggregate", "communication", "seconds")  # parts of every line but that of round 0
+
+Number = float | int | None  # what is not finite is written as null
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    """A part of a line: what is known has its type, anything else may be there besides."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class _Scores(_Strict):
+    accuracy: Number = None
+    balanced_accuracy: Number = None
+    macro_f1: Number = None
+    loss: Number = None
+    per_class: list[Number] = []
+
+
+class _Line(_Strict):
+    round: Count
+    cohort: list[Count] = []
+    dropped: list[Count] = []
+    late: list[Count] = []
+    left_out: list[Count] = []
+    out_of_budget: list[Count] = []
+    communication: dict[str, Number] = {}
+    queries: dict[str, Count] = {}
+    train: dict[str, Number] = {}
+    aggregate: dict[str, Number] = {}
+    seconds: dict[str, Number] = {}
+    validation: _Scores | None = None
+    test: _Scores | None = None
+    clients: dict[str, Number | list[Number]] = {}
+    warnings: list[str] = []
 
 
 class MetricsFile:
@@ -69,13 +108,42 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def rounds_so_far(path: Path, last_round: int) -> list[dict[str, Any]]:
+    """Return the records up to ``last_round``, one per round in their order; none where the file is missing or empty.
+
+    A line that is there twice, word for word, counts once.
+
+    Raises:
+        InputError: a line is not a record, or a round between the first and ``last_round`` is missing or told twice.
+    """
+    path = Path(path)
+    records: list[dict[str, Any]] = []
+    for record in read(path) if path.exists() else []:
+        if record["round"] <= last_round and (not records or record != records[-1]):
+            records.append(record)
+    for at, record in enumerate(records):
+        if record["round"] != records[0]["round"] + at:
+            raise InputError(f"{path}: round {record['round']} follows on {records[at - 1]['round']}; {RESTORE}")
+        if record["round"] > 0 and (lacking := [part for part in ALWAYS if part not in record]):
+            raise InputError(f"{path}: the line of round {record['round']} has no '{lacking[0]}'; {RESTORE}")
+    if records and records[-1]["round"] != last_round:
+        raise InputError(
+            f"{path}: ends with round {records[-1]['round']}, the checkpoint is at {last_round}; {RESTORE}"
+        )
+    return records
+
+
 def _line(record: Record) -> bytes:
     return json.dumps(plain(record), allow_nan=False).encode() + b"\n"
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line, parse_constant=_refuse)
+        return _Line.model_validate(record).model_dump(exclude_unset=True)
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")

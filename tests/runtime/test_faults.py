@@ -14,7 +14,8 @@ from commands import cli
 
 from fedprompt.algorithms.base import State
 from fedprompt.errors import InputError, RunFailed
-from fedprompt.runtime.checkpoints import Checkpoint, CheckpointStore
+from fedprompt.runtime.checkpoint_file import Checkpoint
+from fedprompt.runtime.checkpoints import CheckpointStore
 from fedprompt.runtime.run import new_run
 from fedprompt.tracking import metrics
 from fedprompt.tracking.tracker import Tracker
@@ -175,7 +176,9 @@ def test_a_checkpoint_that_cannot_be_written_harms_no_earlier_one(runs, whole, s
     with no_file_above(100_000), pytest.raises(RunFailed) as caught:
         runs.local("run")
     told = str(caught.value)
-    assert f"{checkpoint(runs, 'run', 2)}: {os.strerror(errno.EFBIG)}" in told
+    best = runs.folder / "run" / "checkpoints" / "best.pt"  # round 2 is better, and the models of the best come first
+    assert f"{best}: {os.strerror(errno.EFBIG)}" in told
+    assert CheckpointStore(str(best.parent)).best().round == 1
     assert "--resume goes on from round 1" in told
     assert "\n" not in told
     names = [path.name for path in sorted((runs.folder / "run" / "checkpoints").iterdir())]
