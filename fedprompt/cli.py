@@ -102,21 +102,24 @@ def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: b
 @_command
 @_CONFIG
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="Port to listen on.")
-def serve(config: tuple[str, ...], host: str, port: int) -> None:
-    """Serve the model of a black-box run over HTTP until Ctrl-C; runs elsewhere ask it with blackbox.address=..."""
-    import time
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen on; 0: a free one."
+)
+@click.option(
+    "--runs", type=click.IntRange(1, 1000), default=1, show_default=True, help="Runs that get blackbox.budget."
+)
+def serve(config: tuple[str, ...], host: str, port: int, runs: int) -> None:
+    """Serve the model of a black-box run over HTTP until Ctrl-C; runs elsewhere ask it with blackbox.address=...
 
+    Beyond this machine all who ask need a token: what FEDPROMPT_TOKEN holds, or else one that is made and printed.
+    """
     from fedprompt.runtime import http_service
-    from fedprompt.runtime.on_ray import connected
     from fedprompt.runtime.run import terminated_as_interrupt
 
     path, overrides = _split(config)
     settings = load(path, overrides)
-    with terminated_as_interrupt(), contextlib.suppress(KeyboardInterrupt), connected(settings):
-        click.echo(f"serving at {http_service.start(settings, host, port)}; Ctrl-C ends it")
-        while True:
-            time.sleep(3600)
+    with terminated_as_interrupt(), contextlib.suppress(KeyboardInterrupt):
+        http_service.serve(settings, http_service.opened(host, port), runs, click.echo)
 
 
 @_command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from fedprompt.blackbox.access import check_address
 from fedprompt.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ def _check_goes_with(key: str, value: str | float | None, config: Config, allowe
 
 def _check_blackbox(config: Config) -> None:
     """Refuse what the service behind a black box does not have, or cannot do."""
+    if config.blackbox.address is not None:
+        check_address(config.blackbox.address)
     if config.blackbox.address is not None and config.blackbox.budget is not None:
         raise InputError(
             f"blackbox.budget: {config.blackbox.budget} does not go with blackbox.address, whose service has its own; "

@@ -1,13 +1,17 @@
-"""Requests that come while the model is busy are answered together, as one batch."""
+"""Requests that come while the model is busy are answered together, as one batch; repeated ones are answered alike."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
 
+from fedprompt.blackbox.service import Ledger, Request, digest
+
 AT_ONCE = 256  # images of one batch, where there are several requests in it
+KEPT = 256 * 2**20  # bytes of answers that are kept for requests that are repeated
 
 
 class Batcher:
@@ -51,3 +55,48 @@ class Batcher:
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return taken
+
+
+class Answers:
+    """The newest answers by the content of their requests.
+
+    The last bits of an image's scores depend on the batch that it is in. A client that repeats its requests must get
+    the same bits: else its next request has another content, and is counted anew.
+    """
+
+    def __init__(self, largest: int = KEPT) -> None:
+        self._largest, self._bytes = largest, 0
+        self._scores: OrderedDict[bytes, np.ndarray] = OrderedDict()
+
+    def get(self, content: bytes) -> np.ndarray | None:
+        """The answer to a request, if it is kept."""
+        if content in self._scores:
+            self._scores.move_to_end(content)
+        return self._scores.get(content)
+
+    def put(self, content: bytes, scores: np.ndarray) -> None:
+        """Keep an answer, and drop the oldest ones where there are too many."""
+        old = self._scores.pop(content, None)
+        self._scores[content] = scores
+        self._bytes += scores.nbytes - (0 if old is None else old.nbytes)
+        while self._bytes > self._largest:
+            self._bytes -= self._scores.popitem(last=False)[1].nbytes
+
+
+class Desk:
+    """Where requests come in: each is counted in its run's ledger, and answered as it was before if it is repeated."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher, self._answers = batcher, Answers()
+
+    async def scores(self, ledger: Ledger, client: int, images: np.ndarray, request: Request) -> np.ndarray:
+        """Scores [n, K] of one request's images; raises what ``Ledger.admit`` raises."""
+        content = await asyncio.to_thread(digest, images)
+        ledger.admit(client, len(images), request, content)
+        scores = self._answers.get(content)
+        if scores is None:
+            # In pieces, so that a large request neither takes all memory nor holds up all others.
+            pieces = np.split(images, range(AT_ONCE, len(images), AT_ONCE))
+            scores = np.concatenate([await self._batcher.scores(piece) for piece in pieces])
+            self._answers.put(content, scores)
+        return scores

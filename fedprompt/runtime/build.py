@@ -125,7 +125,7 @@ def build_remote(config: Config, classes: int) -> HttpService:
     )
     run = hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
     service = HttpService(config.blackbox.address, run)
-    service.check(classes, config.backbone.image_size)
+    service.check(classes, config.backbone.image_size, config.federation.clients)
     return service
 
 

@@ -15,6 +15,7 @@ import ray
 import torch
 from ray.util.placement_group import PlacementGroup
 
+from fedprompt.blackbox.access import VARIABLE
 from fedprompt.config import Config
 from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.runtime.build import build_algorithm, build_data
@@ -30,7 +31,9 @@ class Driver:
     ``run`` yields records or, last, one of ``error`` (with exit code) and ``stopped``.
     """
 
-    def __init__(self, config: Config, output: str, places: PlacementGroup) -> None:
+    def __init__(self, config: Config, output: str, places: PlacementGroup, token: str | None = None) -> None:
+        if token is not None:  # of a black-box service: a cluster's processes have not the command's environment
+            os.environ[VARIABLE] = token
         self._config, self._output, self._places = config, Path(output), places
         self._federation: Federation | None = None
         self._stop = False

@@ -1,78 +1,83 @@
-"""The black box behind a plain HTTP endpoint with Ray Serve (the extra ``serve``); its paths: ``blackbox/http.py``.
+"""The black box as a web server (the extra ``serve``); its paths: ``blackbox/http.py``.
 
-It listens on loopback unless it is told otherwise, and knows its clients by the names that they give.
+It listens on loopback unless it is told otherwise, computes in this process, and opens no port but the one it prints.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from fedprompt.blackbox.batching import Batcher
-from fedprompt.blackbox.http import REFUSED, from_npy, to_npy
-from fedprompt.blackbox.service import Ledger
+from fedprompt.blackbox.access import VARIABLE, given_token, left_for_this_user, new_token
+from fedprompt.blackbox.batching import Batcher, Desk
+from fedprompt.blackbox.runs import Limits, Runs
 from fedprompt.config import Config
-from fedprompt.data import Split
-from fedprompt.errors import InputError, OutOfBudget
-from fedprompt.runtime.build import build_data, build_scorer
+from fedprompt.data import FederatedData
+from fedprompt.errors import InputError
+from fedprompt.runtime.build import build_algorithm, build_data, build_scorer, build_served
 from fedprompt.runtime.pool import public_split
+from fedprompt.runtime.scoring import images_scored
 
 try:
-    from ray import serve
-    from starlette.requests import Request as HttpRequest
-    from starlette.responses import JSONResponse, PlainTextResponse, Response
+    import uvicorn
+
+    from fedprompt.blackbox.endpoint import Door, Endpoint
+    from fedprompt.runtime.connections import LimitedConnection
 except ImportError as error:
-    raise InputError(f"serve: needs Ray Serve ({error}); allowed: pip install 'fedprompt[serve]'") from None
+    raise InputError(f"serve: needs a web server ({error}); allowed: pip install 'fedprompt[serve]'") from None
 
-LARGEST = 256 * 2**20  # bytes of a request's body
-_SCORES, _COUNTS = re.compile(r"/([\w-]+)/(-?\d+)/scores"), re.compile(r"/([\w-]+)/counts")
-
-
-class Endpoint:
-    """What answers the requests; all state is in the one replica that there is."""
-
-    def __init__(self, config: Config, classes: int, public: Split, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._about = {"classes": classes, "image_size": config.backbone.image_size}
-        scorer = build_scorer(config, classes, public)
-        self._about["bytes"] = scorer.bytes
-        self._batcher = Batcher(scorer)
-        self._ledgers: dict[str, Ledger] = defaultdict(lambda: Ledger(config.blackbox.budget))
-
-    async def __call__(self, http: HttpRequest) -> Response:
-        """Answer one request."""
-        path = http.url.path
-        if path == "/about":
-            return JSONResponse(self._about)
-        if (found := _COUNTS.fullmatch(path)) is not None:
-            return JSONResponse({str(client): n for client, n in self._ledgers[found[1]].counts().items()})
-        if (found := _SCORES.fullmatch(path)) is None or http.method != "POST":
-            return PlainTextResponse("not found; allowed: /about, /RUN/counts, POST to /RUN/CLIENT/scores", 404)
-        try:
-            request = tuple(int(part) for part in http.query_params["request"].split("."))
-            images = self._images(await http.body())
-            self._ledgers[found[1]].admit(int(found[2]), len(images), request)
-        except OutOfBudget as refusal:
-            return PlainTextResponse(str(refusal), REFUSED)
-        except (KeyError, ValueError) as error:
-            return PlainTextResponse(" ".join(str(error).split()), 400)
-        return Response(to_npy(await self._batcher.scores(images)), media_type="application/octet-stream")
-
-    def _images(self, body: bytes) -> np.ndarray:
-        size = self._about["image_size"]
-        if len(body) > LARGEST:
-            raise ValueError(f"{len(body)} bytes; allowed: at most {LARGEST}")
-        images = from_npy(body)
-        if images.dtype != np.float32 or images.shape[1:] != (3, size, size) or not len(images):
-            raise ValueError(f"{images.dtype} {images.shape}; allowed: float32 [n, 3, {size}, {size}], n from 1")
-        return images
+LAST_ANSWERS = 5  # seconds that requests under way have to end when the server does
+TAKEN = {errno.EADDRINUSE: "is in use", errno.EACCES: "may not be used by this user"}
 
 
-def start(config: Config, host: str, port: int) -> str:
-    """Start the endpoint on a cluster that is connected already, and return its address once it answers.
+@dataclass(frozen=True)
+class Port:
+    """An open port: its socket, its number, the address to ask, who is let in, and whether the user gave the token."""
+
+    socket: socket.socket
+    number: int
+    address: str
+    door: Door
+    given: bool
+
+
+def opened(host: str, port: int) -> Port:
+    """Open the port, so that nothing is computed for a service that nobody can reach.
+
+    Nobody is answered before ``serve``. Raises InputError where the port or the host cannot be had.
+    """
+    token = given_token()
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"--host: {host!a} is no address ({_reason(error)}); allowed: {_HOSTS}") from None
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # right after a service that has ended
+    try:
+        listener.bind(place)
+        listener.listen()  # uvicorn does so, too; here it is known to succeed
+    except OSError as error:
+        listener.close()
+        if error.errno in TAKEN:
+            raise InputError(
+                f"--port: {port} on {host} {TAKEN[error.errno]}; allowed: another port, or 0 for one that is free"
+            ) from None
+        raise InputError(f"--host: cannot listen on {host!a} ({_reason(error)}); allowed: {_HOSTS}") from None
+    where, number = listener.getsockname()[:2]
+    beyond = not ipaddress.ip_address(where.partition("%")[0]).is_loopback
+    shown = f"[{host}]" if ":" in host else host
+    door = Door(token or new_token(), demanded=beyond or token is not None)
+    return Port(listener, number, f"http://{shown}:{number}", door, given=token is not None)
+
+
+def serve(config: Config, port: Port, runs: int, say: Callable[[str], None]) -> None:
+    """Answer requests until the process is told to stop; ``say`` is told the address once the model is there.
 
     Raises InputError where the configuration is none of a black-box model, or its model cannot be made.
     """
@@ -82,10 +87,51 @@ def start(config: Config, host: str, port: int) -> str:
             "algorithm.name=fedbbpt, or another zeroth-order optimizer"
         )
     data = build_data(config)
-    arguments = (config, len(data.class_names), public_split(data))
-    build_scorer(*arguments)  # here first, where what is wrong can be told in one line
-    threads = max(1, int(config.runtime.cpus_per_worker * (config.runtime.workers or 1)))
-    deployment = serve.deployment(Endpoint, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)
-    serve.start(http_options={"host": host, "port": port})
-    serve.run(deployment.bind(*arguments, threads), name="fedprompt", route_prefix="/", blocking=False)
-    return f"http://{host}:{port}"
+    torch.set_num_threads(max(1, int(config.runtime.cpus_per_worker * (config.runtime.workers or 1))))
+    scorer = build_scorer(config, len(data.class_names), public_split(data))
+    limits = limits_of(config, data, runs)
+    about = {
+        "bytes": scorer.bytes,
+        "classes": len(data.class_names),
+        "image_size": config.backbone.image_size,
+        "clients": limits.clients,
+    }
+    settings = uvicorn.Config(
+        Endpoint(about, Runs(limits), Desk(Batcher(scorer)), port.door),
+        http=LimitedConnection,
+        ws="none",
+        lifespan="off",
+        log_level="error",  # what anybody may cause is no news
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
+    with left_for_this_user(port.door.token, port.number):
+        say(f"serving at {port.address}; Ctrl-C ends it")
+        if (what := _needs_token(config, port)) and not port.given:
+            say(f"{what} needs the token: export {VARIABLE}={port.door.token}")
+        uvicorn.Server(settings).run([port.socket])
+
+
+def limits_of(config: Config, data: FederatedData, runs: int) -> Limits:
+    """What a run of this configuration may ask: twice its evaluations, as it scores interrupted rounds again."""
+    federation = config.federation
+    evaluations = federation.rounds // federation.eval_every + 2  # round 0 and the last round
+    names = list(build_served(config, None).init(np.random.default_rng(0)))
+    evaluation = 2 * evaluations * images_scored(build_algorithm(config), names, data)
+    return Limits(federation.clients, config.blackbox.budget, evaluation, runs)
+
+
+def _needs_token(config: Config, port: Port) -> str:
+    """What may be asked with the token alone."""
+    if port.door.demanded:
+        return "whoever asks"
+    return "evaluation by another user than this one" if config.blackbox.budget is not None else ""
+
+
+_HOSTS = "an address or a name of this machine, 127.0.0.1 for programs on it, 0.0.0.0 for all who can reach it"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

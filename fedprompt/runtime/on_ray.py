@@ -16,6 +16,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedprompt.blackbox.access import given_token
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed
@@ -83,7 +84,7 @@ def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": 2, "scheduling_strategy": here}
         yield from ({"note": line} for line in waited(places))
-        arguments = config, str(output.resolve()), places
+        arguments = config, str(output.resolve()), places, given_token()
         for _ in range(DRIVER_RESTARTS + 1):
             driver = ray.remote(Driver).options(**options).remote(*arguments)
             try:

@@ -16,8 +16,8 @@ import torch
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from fedprompt.blackbox.batching import Batcher
-from fedprompt.blackbox.service import Ledger, Request, Scorer
+from fedprompt.blackbox.batching import Batcher, Desk
+from fedprompt.blackbox.service import Ledger, Request, Scorer, is_answerable, no_scores
 from fedprompt.config import Config
 from fedprompt.data import Split
 from fedprompt.runtime.build import build_scorer
@@ -41,13 +41,14 @@ class ServiceActor:
         return build_scorer(self._config, self._classes, self._public)
 
     @cached_property
-    def _batcher(self) -> Batcher:
-        return Batcher(self._scorer)
+    def _desk(self) -> Desk:
+        return Desk(Batcher(self._scorer))
 
     async def scores(self, client: int, images: np.ndarray, request: Request) -> np.ndarray:
         """Count, then answer, together with whoever else waits."""
-        self._ledger.admit(client, len(images), request)
-        return await self._batcher.scores(images)
+        if not is_answerable(images):
+            return no_scores(images, self._classes)
+        return await self._desk.scores(self._ledger, client, images, request)
 
     async def counts(self) -> dict[int, int]:
         """Queries so far by client."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,16 @@ def evaluate(
             "averaged_head_global_accuracy": test["accuracy"],
         }
     return {"validation": validation, "test": test, "clients": clients}, test_predictions.selected
+
+
+def images_scored(algorithm: Algorithm, names: Sequence[str], data: FederatedData) -> int:
+    """How many images ``evaluate`` predicts for params of these names, none of which is a personal head."""
+    test, validation = len(data.test), len(data.validation)
+    if not any(map(algorithm.is_personal, names)):
+        return test + validation
+    each = min(SUBSAMPLE, test) + min(SUBSAMPLE, validation)
+    own = sum(map(len, data.local_tests))
+    return each * len(data.local_tests) + own + test * algorithm.averaged_model
 
 
 def subsample(labels: np.ndarray, seed: int) -> np.ndarray:

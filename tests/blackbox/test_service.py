@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedprompt.blackbox.batching import AT_ONCE, Batcher
+from fedprompt.blackbox.batching import AT_ONCE, Answers, Batcher, Desk
 from fedprompt.blackbox.client import ImageOptions, ServedModel
-from fedprompt.blackbox.service import EVALUATION, Ledger, LocalService, Scorer
+from fedprompt.blackbox.service import EVALUATION, Ledger, LocalService, Scorer, digest
 from fedprompt.client.cohort import train_group
 from fedprompt.client.rules import LocalOptions, make_rule
 from fedprompt.client.tasks import Task, Training
-from fedprompt.errors import OutOfBudget
+from fedprompt.errors import InputError, OutOfBudget
 from fedprompt.models.heads import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
@@ -41,35 +41,72 @@ def pixels(n, seed=0):
 def test_every_image_is_a_query_of_the_client_that_asks():
     ledger = Ledger()
     for client, images, request in ((3, 16, (1, 0)), (3, 4, (1, 1)), (7, 5, (1, 0)), (EVALUATION, 100, (0, 0))):
-        ledger.admit(client, images, request)
+        ledger.admit(client, images, request, b"a")
     assert ledger.counts() == {3: 20, 7: 5, EVALUATION: 100}
 
 
 def test_a_request_that_is_repeated_counts_once_even_where_the_budget_is_used_up():
     ledger = Ledger(budget=20)
     for _ in range(3):
-        ledger.admit(3, 16, (1, 0))
-    ledger.admit(3, 4, (1, 1))
-    ledger.admit(3, 16, (1, 0))
+        ledger.admit(3, 16, (1, 0), b"a")
+    ledger.admit(3, 4, (1, 1), b"a")
+    ledger.admit(3, 16, (1, 0), b"a")
     assert ledger.counts() == {3: 20}
 
 
 def test_the_same_numbers_in_another_round_are_another_request():
     ledger = Ledger()
     for round in (1, 2, 2, 3):
-        ledger.admit(3, 16, (round, 0))
+        ledger.admit(3, 16, (round, 0), b"a")
     assert ledger.counts() == {3: 48}
+
+
+def test_a_number_that_is_repeated_with_other_images_is_another_request():
+    ledger, answered = Ledger(budget=30), 0
+    for content in (b"a", b"b", b"a", b"c", b"d"):
+        try:
+            ledger.admit(3, 10, (1, 0), content)
+            answered += 1
+        except OutOfBudget:
+            pass
+    assert answered == 4  # a, b, a again and c
+    assert ledger.counts() == {3: 30}
+
+
+def test_equal_images_have_one_digest_and_the_smallest_change_has_another():
+    images = pixels(4)
+    changed = images.copy()
+    changed[3, 2, 27, 27] = np.nextafter(changed[3, 2, 27, 27], 2)
+    assert digest(images) == digest(images.copy()) == digest(np.asfortranarray(images))
+    assert len({digest(images), digest(changed), digest(images[:3]), digest(images[::-1])}) == 4
+
+
+def test_evaluation_has_a_budget_of_its_own_that_ends_a_run():
+    ledger = Ledger(budget=10, evaluation=100)
+    ledger.admit(EVALUATION, 90, (0, 0), b"a")
+    with pytest.raises(InputError, match="evaluation has asked 90 queries; allowed: 100"):
+        ledger.admit(EVALUATION, 11, (1, 0), b"b")
+    ledger.admit(3, 10, (1, 0), b"a")
+    assert ledger.counts() == {EVALUATION: 90, 3: 10}
+
+
+def test_a_ledger_knows_the_newest_requests_alone(monkeypatch):
+    monkeypatch.setattr("fedprompt.blackbox.service.REMEMBERED", 2)
+    ledger = Ledger()
+    for number in (0, 1, 0, 2, 0, 1):  # 1 was forgotten when 2 came
+        ledger.admit(3, 10, (1, number), b"a")
+    assert ledger.counts() == {3: 40}
 
 
 def test_beyond_its_budget_a_client_is_refused_in_one_line_and_others_are_not():
     ledger = Ledger(budget=40)
-    ledger.admit(3, 30, (1, 0))
+    ledger.admit(3, 30, (1, 0), b"a")
     with pytest.raises(OutOfBudget, match="client 3 has asked 30 of its 40 queries; 16 more are refused") as refusal:
-        ledger.admit(3, 16, (1, 1))
+        ledger.admit(3, 16, (1, 1), b"a")
     assert "\n" not in str(refusal.value)
-    ledger.admit(3, 10, (1, 2))
-    ledger.admit(4, 40, (1, 0))
-    ledger.admit(EVALUATION, 1000, (1, 0))
+    ledger.admit(3, 10, (1, 2), b"a")
+    ledger.admit(4, 40, (1, 0), b"a")
+    ledger.admit(EVALUATION, 1000, (1, 0), b"a")
     assert ledger.counts() == {3: 40, 4: 40, EVALUATION: 1000}
 
 
@@ -80,7 +117,7 @@ def test_threads_that_ask_at_once_get_exactly_the_budget():
         start.wait()
         for number in range(100):
             try:
-                ledger.admit(3, 1, (1, worker, number))
+                ledger.admit(3, 1, (1, worker, number), b"a")
             except OutOfBudget:
                 refused.append(number)
 
@@ -90,12 +127,19 @@ def test_threads_that_ask_at_once_get_exactly_the_budget():
     assert len(refused) == 300
 
 
+def test_to_resume_makes_no_count_less():
+    ledger = Ledger(budget=40)
+    ledger.admit(3, 30, (1, 0), b"a")
+    ledger.resume({3: 5, 4: 7})
+    assert ledger.counts() == {3: 30, 4: 7}
+
+
 def test_a_resumed_count_goes_on():
     ledger = Ledger(budget=40)
     ledger.resume({3: 30})
     with pytest.raises(OutOfBudget):
-        ledger.admit(3, 11, (5, 0))
-    ledger.admit(3, 10, (5, 0))
+        ledger.admit(3, 11, (5, 0), b"a")
+    ledger.admit(3, 10, (5, 0), b"a")
     assert ledger.counts() == {3: 40}
 
 
@@ -141,6 +185,15 @@ def test_no_gradient_comes_out_of_a_served_model(scorer, make_batch):
     params = {n: v.requires_grad_() for n, v in stack([black.init(np.random.default_rng(0))]).items()}
     losses, _ = black.losses(params, make_batch([2], images=torch.zeros(2, 28, 28, 1, dtype=torch.uint8)))
     assert not losses.requires_grad
+
+
+def test_images_that_are_no_numbers_are_neither_counted_nor_scored(scorer):
+    service, images = LocalService(scorer, Ledger()), pixels(3)
+    images[1, 0, 5, 5] = np.nan
+    scores = service.scores(0, images, (1, 0))
+    assert scores.shape == (3, 5)
+    assert np.isnan(scores).all()
+    assert service.counts() == {}
 
 
 # --- training through it
@@ -249,3 +302,28 @@ def test_a_batch_that_fails_fails_its_askers_and_nobody_else():
         return await batcher.scores(np.ones((2, 3, 2, 2)))
 
     assert asyncio.run(ask()).tolist() == [[1], [1]]
+
+
+def test_a_repeated_request_gets_the_same_bits_and_large_ones_go_in_pieces():
+    asked = []
+
+    def score(images):
+        asked.append(len(images))
+        return images[:, 0, 0, :1] + np.float32(len(asked))  # another answer every time
+
+    async def ask():
+        desk, ledger = Desk(Batcher(score)), Ledger()
+        images = np.random.default_rng(0).random((AT_ONCE + 1, 3, 2, 2), dtype=np.float32)
+        return [await desk.scores(ledger, 3, images, (1, 0)) for _ in range(2)], ledger.counts()
+
+    (first, again), counts = asyncio.run(ask())
+    assert (first == again).all()
+    assert asked == [AT_ONCE, 1]
+    assert counts == {3: AT_ONCE + 1}
+
+
+def test_answers_are_kept_within_their_room_the_newest_first():
+    answers, scores = Answers(largest=24), np.zeros((1, 3), np.float32)  # room for two
+    for content in (b"a", b"b", b"b", b"a", b"c"):
+        answers.put(content, scores) if answers.get(content) is None else None
+    assert [answers.get(content) is not None for content in (b"a", b"b", b"c")] == [True, False, True]

@@ -118,12 +118,10 @@ def test_many_callers_of_the_actor_get_their_own_answers_and_exactly_the_budget(
 @pytest.fixture(scope="module")
 def address(shared_runs):
     """A service in processes of its own, with a budget of 2000 queries for each client of a run."""
-    pytest.importorskip("starlette", reason="Ray Serve is not installed: pip install 'fedprompt[serve]'")
-    pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install 'fedprompt[serve]'")
-    command = [*shared_runs.command("x", BLACK, "blackbox.budget=2000")[:-2], "--port", "18765"]
+    pytest.importorskip("uvicorn", reason="no web server is installed: pip install 'fedprompt[serve]'")
+    command = [*shared_runs.command("x", BLACK, "blackbox.budget=2000")[:-2], "--port", "18765", "--runs", "4"]
     command[command.index("run")] = "serve"
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
     assert line.startswith("serving at http://127.0.0.1:18765"), process.stderr.read()
     yield "http://127.0.0.1:18765"
@@ -162,15 +160,16 @@ def test_bad_requests_over_http_are_told_in_one_line(address):
         assert error.value.code == code
         assert error.value.read().count(b"\n") == 0
     with pytest.raises(InputError, match=r"backbone\.image_size: image_size is 28 here and 32"):
-        service.check(10, 28)
+        service.check(10, 28, 6)
 
 
-def test_without_ray_serve_the_command_says_what_to_install(monkeypatch, capsys):
+def test_without_a_web_server_the_command_says_what_to_install(monkeypatch, capsys):
     from fedprompt.cli import main
 
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setitem(sys.modules, "starlette.requests", None)
-    monkeypatch.delitem(sys.modules, "fedprompt.runtime.http_service", raising=False)
+    for module in ("blackbox.endpoint", "runtime.http_service"):
+        monkeypatch.delitem(sys.modules, f"fedprompt.{module}", raising=False)
     with pytest.raises(SystemExit) as end:
         main.main(["serve", BLACK])
     line = capsys.readouterr().err
