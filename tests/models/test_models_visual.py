@@ -1,10 +1,14 @@
 """Visual prompts and class prototypes: where they start, what they may do, and what they are made of."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+from special_files import SPECIAL, make_special
 
 from fedprompt.errors import InputError
 from fedprompt.models.generator import init_generator, prompted
@@ -92,8 +96,29 @@ def test_class_embeddings_come_out_of_a_file_as_they_went_in(tmp_path, suffix):
     np.testing.assert_array_equal(read_embeddings(str(path), 5, 8).numpy(), values)
 
 
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", ">f8", "i1", "<i8", "u2", "g"])
+def test_class_embeddings_of_any_real_numbers_become_float32(tmp_path, dtype):
+    values = np.arange(1, 41).reshape(5, 8)
+    np.save(tmp_path / "a.npy", np.asfortranarray(values.astype(dtype)))
+    found = read_embeddings(str(tmp_path / "a.npy"), 5, 8)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found.numpy(), values)
+    save_torch({"a": torch.from_numpy(values).bfloat16()}, tmp_path / "a.safetensors")
+    np.testing.assert_array_equal(read_embeddings(str(tmp_path / "a.safetensors"), 5, 8).numpy(), values)
+
+
 def pickled(path):
     np.save(path, np.array([{"a": 1}]), allow_pickle=True)
+
+
+def archived(path):
+    np.savez(path.with_suffix(".npz"), np.ones((5, 8)))
+    path.with_suffix(".npz").rename(path)
+
+
+def with_header(path, shape, dtype):
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    path.write_bytes(b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header)
 
 
 BAD = {
@@ -105,10 +130,38 @@ BAD = {
     "not there": ("a.npy", lambda path: None),
     "of another kind": ("a.txt", lambda path: path.write_text("1 2")),
     "two tensors": ("a.safetensors", lambda path: save_file({"a": np.ones(2), "b": np.ones(2)}, path)),
+    "an archive": ("a.npz", lambda path: np.savez(path, np.ones((5, 8)))),
+    "an archive of another name": ("a.npy", archived),
+    "objects": ("a.npy", lambda path: np.save(path, np.ones((5, 8), object), allow_pickle=True)),
+    "beyond float32": ("a.npy", lambda path: np.save(path, np.full((5, 8), 1e300))),
+    "long beyond float32": ("a.npy", lambda path: np.save(path, np.full((5, 8), 3e38))),
+    "not a number": ("a.npy", lambda path: np.save(path, np.full((5, 8), np.nan))),
+    "complex": ("a.npy", lambda path: np.save(path, np.ones((5, 8), complex))),
+    "truths": ("a.npy", lambda path: np.save(path, np.ones((5, 8), bool))),
+    "records": ("a.npy", lambda path: np.save(path, np.ones((5, 8), [("a", "f4")]))),
+    "dates": ("a.npy", lambda path: np.save(path, np.ones((5, 8), "M8[s]"))),
+    "one number": ("a.npy", lambda path: np.save(path, np.float32(1))),
+    "one row": ("a.npy", lambda path: np.save(path, np.ones(40))),
+    "three axes": ("a.npy", lambda path: np.save(path, np.ones((1, 5, 8)))),
+    "a row of zeros": ("a.npy", lambda path: np.save(path, np.ones((5, 8)) * (np.arange(5) != 3)[:, None])),
+    "rows of almost nothing": ("a.npy", lambda path: np.save(path, np.full((5, 8), 1e-30))),
+    "a header of terabytes": ("a.npy", lambda path: with_header(path, (2**40, 8), "<f4")),
+    "a header of commands": ("a.npy", lambda path: with_header(path, "__import__('os').abort()", "<f4")),
+    "a header without end": ("a.npy", lambda path: with_header(path, "(" * 60_000, "<f4")),
+    "less than its header says": ("a.npy", lambda path: with_header(path, (5, 8), "<f4")),
+    "safetensors with zeros": ("a.safetensors", lambda path: save_file({"a": np.zeros((5, 8))}, path)),
+    "safetensors beyond float32": ("a.safetensors", lambda path: save_file({"a": np.full((5, 8), 1e300)}, path)),
+    "safetensors of truths": ("a.safetensors", lambda path: save_file({"a": np.ones((5, 8), bool)}, path)),
+    "safetensors of another shape": ("a.safetensors", lambda path: save_file({"a": np.ones(40)}, path)),
+    "empty safetensors": ("a.safetensors", lambda path: path.write_bytes(b"")),
+    "safetensors with a header of terabytes": ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 7 + b"\0" * 9)),
+    **{f"a {kind}.npy": ("a.npy", partial(make_special, kind)) for kind in SPECIAL},
+    **{f"a {kind}.safetensors": ("a.safetensors", partial(make_special, kind)) for kind in SPECIAL},
     "no safetensors": ("a.safetensors", lambda path: path.write_bytes(b"12345678rubbish")),
 }
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
 def test_a_bad_file_of_embeddings_is_told_in_one_line(tmp_path, case):
     name, make = case
