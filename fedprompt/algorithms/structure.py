@@ -24,7 +24,7 @@ def described(tree: Any, path: str) -> dict[str, str]:
 
 def _walk(tree: Any, path: str, levels: int) -> Iterator[tuple[str, str]]:
     if isinstance(tree, Tensor):
-        yield path, f"{str(tree.dtype).removeprefix('torch.')} {list(tree.shape)}"
+        yield path, _told(tree)
     elif isinstance(tree, (Mapping, list, tuple)):
         if not levels:
             raise ValueError(f"nested deeper than {DEEPEST} levels")
@@ -35,6 +35,10 @@ def _walk(tree: Any, path: str, levels: int) -> Iterator[tuple[str, str]]:
             yield from _walk(value, f"{path}.{name}", levels - 1)
     else:
         yield path, type(tree).__name__
+
+
+def _told(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 
 def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
@@ -59,9 +63,8 @@ def problem(params: Any, like: Params, path: str, partly: bool = False) -> str |
     """
     if not isinstance(params, Mapping) or not all(isinstance(value, Tensor) for value in params.values()):
         return f"{path} is not a dict of tensors"
-    now, expected = described(dict(params), path), described(dict(like), path)
-    if partly:
-        expected = {name: what for name, what in expected.items() if name in now}
+    now = {f"{path}.{name}": _told(value) for name, value in params.items()}
+    expected = {f"{path}.{name}": _told(value) for name, value in like.items() if not partly or name in params}
     for name in set(params) & set(like):
         if _is_set(name) and _apart_from_number(params[name]) == _apart_from_number(like[name]):
             expected[f"{path}.{name}"] = now[f"{path}.{name}"]

@@ -61,15 +61,16 @@ class MetricsFile:
 
     @classmethod
     def resume(cls, path: Path, last_round: int) -> MetricsFile:
-        """Continue ``path`` after ``last_round``: later lines and a torn last one go, a missing file is an empty one.
+        """Continue ``path`` after ``last_round``: later lines, repeated ones and a torn last one go.
+
+        A missing file is an empty one.
 
         Raises:
             InputError: another line is not a record.
         """
         path = Path(path)
         if path.exists():
-            kept = [record for record in read(path) if record["round"] <= last_round]
-            write_atomic(path, b"".join(_line(record) for record in kept))
+            write_atomic(path, b"".join(line + b"\n" for line, _ in _kept(path, last_round)))
         return cls(path)
 
     def append(self, record: Record) -> None:
@@ -90,22 +91,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file is not there, or a line before the last one is not a record.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: not found; the folder of a run that has begun holds this file") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif number < len(lines):
-            raise InputError(
-                f"{path}, line {number}: found {line[:40]!r}, allowed is one JSON object per line with a whole number "
-                "'round'; repair or delete that line"
-            )
-    return records
+    return [record for _, record in _lines(Path(path))]
 
 
 def rounds_so_far(path: Path, last_round: int) -> list[dict[str, Any]]:
@@ -117,10 +103,7 @@ def rounds_so_far(path: Path, last_round: int) -> list[dict[str, Any]]:
         InputError: a line is not a record, or a round between the first and ``last_round`` is missing or told twice.
     """
     path = Path(path)
-    records: list[dict[str, Any]] = []
-    for record in read(path) if path.exists() else []:
-        if record["round"] <= last_round and (not records or record != records[-1]):
-            records.append(record)
+    records = [record for _, record in _kept(path, last_round)] if path.exists() else []
     for at, record in enumerate(records):
         if record["round"] != records[0]["round"] + at:
             raise InputError(f"{path}: round {record['round']} follows on {records[at - 1]['round']}; {RESTORE}")
@@ -133,6 +116,31 @@ def rounds_so_far(path: Path, last_round: int) -> list[dict[str, Any]]:
     return records
 
 
+def _kept(path: Path, last_round: int) -> list[tuple[bytes, dict[str, Any]]]:
+    """Lines up to a round, without such as repeat the one before word for word."""
+    lines = [(line, record) for line, record in _lines(path) if record["round"] <= last_round]
+    return [now for at, now in enumerate(lines) if not at or now[0] != lines[at - 1][0]]
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Lines as they stand in a file, and the records that they are; InputError as in ``read``."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found; the folder of a run that has begun holds this file") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        record = _parse(line)
+        if record is not None:
+            found.append((line, record))
+        elif number < len(lines):
+            raise InputError(
+                f"{path}, line {number}: found {line[:40]!r}, allowed is one JSON object per line with a whole number "
+                "'round' and what a run writes of a round; repair or delete that line"
+            )
+    return found
+
+
 def _line(record: Record) -> bytes:
     return json.dumps(plain(record), allow_nan=False).encode() + b"\n"
 
@@ -140,9 +148,10 @@ def _line(record: Record) -> bytes:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line, parse_constant=_refuse)
-        return _Line.model_validate(record).model_dump(exclude_unset=True)
+        _Line.model_validate(record)
     except (ValueError, RecursionError):
         return None
+    return record
 
 
 def _refuse(constant: str) -> float:

@@ -182,7 +182,7 @@ def test_a_checkpoint_that_cannot_be_written_harms_no_earlier_one(runs, whole, s
     assert "--resume goes on from round 1" in told
     assert "\n" not in told
     names = [path.name for path in sorted((runs.folder / "run" / "checkpoints").iterdir())]
-    assert names == ["round_000000.pt", "round_000001.pt"]
+    assert names == ["best.pt", "round_000000.pt", "round_000001.pt"]
     assert resume(runs, "run", "federation.rounds=3") == 0
     assert same_params(runs.params("run"), whole[0])
     assert without_warnings(runs.lines("run")) == whole[1]

@@ -253,8 +253,12 @@ def test_what_is_missing_of_clients_is_named(with_memory, runs, damage):
 
 
 def test_tensors_that_are_longer_than_their_file_are_refused(copy):
-    rewritten(copy, lambda content: put(content, torch.zeros(1).expand(10**12), "state", "memory", "bomb"))
-    rewritten(copy, lambda content: put(content, "float32 [1000000000000]", "contents", "state.memory.bomb"))
+    def swell(content):
+        put(content, torch.zeros(1).expand(10**12), "state", "memory", "bomb")
+        drop(content, "contents", "state.memory")  # which was empty
+        put(content, "float32 [1000000000000]", "contents", "state.memory.bomb")
+
+    rewritten(copy, swell)
     with pytest.raises(InputError, match="has fewer values than that"):
         start_of(load(copy / "config.yaml"), copy)
 
