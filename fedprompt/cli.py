@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +16,21 @@ import click
 from fedprompt import __version__
 from fedprompt.benchmarks import BENCHMARKS, check_json
 from fedprompt.config import load
-from fedprompt.errors import InputError, RunFailed, did_you_mean, os_error_line
-from fedprompt.terminal import fail, follow
+from fedprompt.errors import InputError, RunFailed, did_you_mean
+from fedprompt.failure import told_in_one_line
+from fedprompt.interrupts import terminated_as_interrupt, undisturbed
+from fedprompt.terminal import INTERRUPTED, columns, fail, follow, stoppable
+from fedprompt.wording import counted
 
 
 class _Commands(click.Group):
     """Click's own usage errors in the one-line form of all others."""
+
+    def __call__(self) -> None:
+        """Be the program, as for a console script that was made before ``__main__.py``."""
+        from fedprompt.__main__ import main as program
+
+        program()
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
@@ -29,7 +39,7 @@ class _Commands(click.Group):
         except click.ClickException as error:
             fail(f"fedprompt: {error.format_message()}", 2)
         except click.Abort:
-            fail("fedprompt: interrupted", 1)
+            fail(INTERRUPTED, 1)
 
 
 @click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,11 +60,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
-        except InputError as error:
-            fail(f"fedprompt: {error}", 2)
-        except OSError as error:
-            fail(f"fedprompt: {os_error_line(error)}", 1)
+            with told_in_one_line(None, shlex.join(sys.argv)):
+                function(*args, **kwargs)
+        except (InputError, RunFailed) as error:
+            fail(f"fedprompt: {error}", 2 if isinstance(error, InputError) else 1)
+        except KeyboardInterrupt:
+            fail(INTERRUPTED, 1)
 
     return main.command()(guarded)
 
@@ -65,6 +76,11 @@ def _split(arguments: tuple[str, ...]) -> tuple[str | None, list[str]]:
     if len(files) > 1:
         raise InputError(f"'{files[1]}': a second configuration file; allowed: one file, then key=value overrides")
     return (files[0] if files else None), [argument for argument in arguments if "=" in argument]
+
+
+def _say(line: str) -> None:
+    """Tell how far a command is."""
+    click.echo(f"fedprompt: {line}", err=True)
 
 
 def _output_option(help: str) -> Callable:
@@ -95,7 +111,8 @@ def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: b
         settings = load(path, overrides)
         output = output or running.default_output(settings)
         folder = running.new_run(output, settings, overwrite)
-    with running.terminated_as_interrupt(), folder:
+    again = f"fedprompt run --resume --output {shlex.quote(str(output))}" + " --local" * local
+    with stoppable(again, output / "config.yaml"), undisturbed(folder):
         follow(settings, output, local)
 
 
@@ -114,7 +131,6 @@ def serve(config: tuple[str, ...], host: str, port: int, runs: int) -> None:
     Beyond this machine all who ask need a token: what FEDPROMPT_TOKEN holds, or else one that is made and printed.
     """
     from fedprompt.runtime import http_service
-    from fedprompt.runtime.run import terminated_as_interrupt
 
     path, overrides = _split(config)
     settings = load(path, overrides)
@@ -165,12 +181,15 @@ def algorithms() -> None:
     """List the methods: what they are, where they are from, what they train and their settings."""
     from fedprompt.algorithms import registry
 
+    rows: list[tuple[str, ...]] = []
     for method in registry.available():
         fields = method.Settings.model_fields.items()
         settings = [f"algorithm.{n}={'...' if f.is_required() else f.get_default()}" for n, f in fields]
-        click.echo(f"{method.name:<14}{method.about}")
-        for line in filter(None, (method.source, f"prompt.kind={'|'.join(method.kinds)}", " ".join(settings))):
-            click.echo(f"{'':<14}{line}")
+        rows.append((method.name, method.about))
+        rows += [
+            (line,) for line in (method.source, f"prompt.kind={'|'.join(method.kinds)}", " ".join(settings)) if line
+        ]
+    _list(columns(rows))
 
 
 @_command
@@ -180,10 +199,11 @@ def datasets() -> None:
     from fedprompt.data import available
 
     registry.available()  # packages with methods may bring data sets
+    rows: list[tuple[str, ...]] = []
     for info in available():
-        click.echo(f"{info.name:<22}{'present' if info.present else 'absent ':<9}{info.about}")
-        if not info.present:
-            click.echo(f"{'':<31}get it: {info.get}")
+        rows.append((info.name, _state(info.present), info.about))
+        rows += [] if info.present else [(f"get it: {info.get}",)]
+    _list(columns(rows))
 
 
 @_command
@@ -191,10 +211,20 @@ def backbones() -> None:
     """List pretrained backbones, whether their weights are present here, and how to get them."""
     from fedprompt.models.weights import available
 
+    rows: list[tuple[str, ...]] = []
     for entry in available():
-        click.echo(f"{entry.name:<36}{entry.weights:<10}{'present' if entry.present else 'absent ':<9}{entry.about}")
-        if not entry.present:
-            click.echo(f"{'':<55}get it: {entry.how}")
+        rows += [(entry.name, entry.weights, _state(entry.present)), (entry.about,)]
+        rows += [] if entry.present else [(f"get it: {entry.how}",)]
+    _list(columns(rows, indent=4))
+
+
+def _state(present: bool) -> str:
+    return "present" if present else "absent"
+
+
+def _list(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
 
 
 @_command
@@ -208,19 +238,14 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
         raise InputError("--resume: needs --output DIR, the folder of the sweep to continue")
     if path is None and not resume:
         raise InputError("SWEEP.yaml: missing; allowed: a sweep file, such as those in tune_configs/")
-    from fedprompt.runtime.run import terminated_as_interrupt
     from fedprompt.study import sweep as sweeping
     from fedprompt.study.verdict import verdict
 
     given = Path(path) if path else None
     plan = sweeping.resumed(output, given, overrides) if resume else sweeping.planned(given, overrides, output)
-    try:
-        with terminated_as_interrupt():
-            outcomes = sweeping.run(plan, lambda line: click.echo(f"fedprompt: {line}", err=True))
-    except KeyboardInterrupt:
-        fail(f"fedprompt: stopped; continue with: fedprompt sweep --resume --output {plan.output}", 1)
-    except RunFailed as error:
-        fail(f"fedprompt: {error}", 1)
+    again = f"fedprompt sweep --resume --output {shlex.quote(str(plan.output))}"
+    with stoppable(again, plan.output / "sweep.yaml"), told_in_one_line(plan.output, plan.file.to_yaml()):
+        outcomes = sweeping.run(plan, _say)
     click.echo(outcomes.text())
     click.echo(f"\naccuracy in percent, mean ± deviation over seeds\n{verdict(plan.output)}\n")
     click.echo(f"written: {plan.output}/results.csv  (tensorboard --logdir {plan.output})")
@@ -241,19 +266,14 @@ def personalize(run_dir: Path, overrides: tuple[str, ...], output: Path | None, 
 
     Settings are personalize.lr, epochs, optimizer, trains, pull, interpolation, averaging and clients.
     """
-    from fedprompt.runtime.run import terminated_as_interrupt
     from fedprompt.study import personalize as personalizing
 
     plan = personalizing.planned(run_dir, overrides, output, resume)
     click.echo(f"accuracy on the clients' own test data / on everybody's, from round {plan.checkpoint.round} on")
-    try:
-        with terminated_as_interrupt():
-            personalizing.run(plan, local, click.echo)
-    except KeyboardInterrupt:
-        more = f" --output {output}" * (output is not None) + " --local" * local
-        fail(f"fedprompt: stopped; continue with: fedprompt personalize {run_dir} --resume{more}", 1)
-    except RunFailed as error:
-        fail(f"fedprompt: {error}", 1)
+    more = f" --output {shlex.quote(str(output))}" * (output is not None) + " --local" * local
+    again = f"fedprompt personalize {shlex.quote(str(run_dir))} --resume{more}"
+    with stoppable(again, plan.output / personalizing.SETTINGS), told_in_one_line(plan.output, plan.text()):
+        personalizing.run(plan, local, click.echo)
     click.echo(f"written: {plan.output}/personalize.csv, curve.csv, curve.png, result.json")
 
 
@@ -266,10 +286,11 @@ def report(folders: tuple[Path, ...], output: Path | None, tsne: bool) -> None:
     from fedprompt.study.report import write_report
 
     output = output or folders[0] / "report"
-    count, left_out = write_report(folders, output, lambda line: click.echo(f"fedprompt: {line}", err=True), tsne=tsne)
+    with terminated_as_interrupt(), told_in_one_line(output, shlex.join(sys.argv)):
+        count, left_out = write_report(folders, output, _say, tsne=tsne)
     for run in left_out:
         click.echo(f"left out: {run.folder}: {run.why}")
-    click.echo(f"written: {output}/report.md, table.csv, table.tex and figures, of {count} runs")
+    click.echo(f"written: {output}/report.md, table.csv, table.tex and figures, of {counted(count, 'run')}")
 
 
 @_command
@@ -282,11 +303,12 @@ def bench(name: str, json_path: Path | None, quick: bool) -> None:
         known = ", ".join(BENCHMARKS)
         raise InputError(f"bench: unknown benchmark '{name}'{did_you_mean(name, BENCHMARKS)}; allowed: {known}")
     check_json(json_path)
-    import_module(f"fedprompt.benchmarks.{name}").main(json_path, quick=quick)
+    benchmark = import_module(f"fedprompt.benchmarks.{name}")
+    with terminated_as_interrupt():
+        benchmark.main(json_path, quick=quick)
 
 
 bench.epilog = "\b\nNAME:\n" + "\n".join(f"  {name:<15}{about}" for name, about in BENCHMARKS.items())
-
 
 if __name__ == "__main__":
     main()

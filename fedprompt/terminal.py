@@ -1,17 +1,26 @@
-"""What a run shows on the terminal while it goes on, and how it ends there."""
+"""What a run shows on the terminal while it goes on, how it ends there, and lists in columns."""
 
 from __future__ import annotations
 
 import contextlib
+import re
+import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from fedprompt import interrupts, outlets
 from fedprompt.config import Config
 from fedprompt.errors import InputError, RunFailed
+from fedprompt.failure import told_in_one_line
+from fedprompt.wording import counted
+
+INTERRUPTED = "fedprompt: interrupted"
+_QUOTED = re.compile(r'(\S+ ){0,2}"[^"]*"')  # with the program and the option before it
 
 
 def fail(line: str, code: int) -> NoReturn:
@@ -20,40 +29,75 @@ def fail(line: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def stoppable(resume: str, saved: Path) -> Iterator[None]:
+    """Let signals interrupt what is inside, and say then how it continues: with ``resume``, once ``saved`` is there.
+
+    Where standard output goes away it goes on; its results are in files.
+    """
+    outlets.keep_going()
+    try:
+        with interrupts.terminated_as_interrupt():
+            yield
+    except KeyboardInterrupt:
+        fail(f"fedprompt: stopped; continue with: {resume}" if saved.exists() else INTERRUPTED, 1)
+
+
+def columns(rows: Sequence[tuple[str, ...]], indent: int | None = None, width: int | None = None) -> Iterator[str]:
+    """Lines of a table whose columns are as wide as they must be; what is in double quotes stays on one line.
+
+    Args:
+        rows: texts of the columns; a row of one text continues the row above it.
+        indent: where such a row begins; left out: below the last column.
+        width: to break lines at; left out: the terminal's, and none where there is no terminal.
+    """
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    whole = [row[:-1] for row in rows if len(row) > 1]
+    sizes = [max(map(len, column)) + 2 for column in zip(*whole, strict=True)]
+    below = " " * (sum(sizes) if indent is None else indent)
+    for *before, last in rows:
+        start = "".join(cell.ljust(size) for cell, size in zip(before, sizes, strict=False)) or below
+        kept = _QUOTED.sub(lambda found: found[0].replace(" ", "\0"), last)
+        wrap = textwrap.TextWrapper(width, start, below, break_long_words=False, break_on_hyphens=False)
+        yield from (line.replace("\0", " ") for line in wrap.wrap(kept) or [start])
+
+
 def follow(config: Config, output: Path, local: bool) -> None:
-    """Show a run's records as they come, and say how it ended."""
+    """Show a run's records as they come, and what it came to; raises what it failed of, in one line."""
     from fedprompt.tracking.progress import Progress
 
     progress = contextlib.closing(Progress(config.federation.rounds))
-    resume = f"fedprompt run --resume --output {output}" + (" --local" if local else "")
-    try:
-        with progress as bar, contextlib.closing(_records(config, output, local)) as records:
-            for record in records:
-                _show(record, bar)
-    except KeyboardInterrupt:
-        fail(f"fedprompt: stopped; continue with: {resume}", 1)
-    except RunFailed as error:
-        fail(f"fedprompt: {error}", 1)
+    with (
+        told_in_one_line(output, config.to_yaml()),
+        progress as bar,
+        contextlib.closing(_records(config, output, local, bar.stage)) as records,
+    ):
+        for record in records:
+            _show(record, bar)
+            interrupts.check()
     _summary(record["result"], output)  # the last one
 
 
-def _records(config: Config, output: Path, local: bool) -> Iterator[dict[str, Any]]:
+def _records(config: Config, output: Path, local: bool, stage: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     if local:
         from fedprompt.runtime.run import run_in_process
 
-        return run_in_process(config, output)
+        return run_in_process(config, output, stage=stage)
+    stage("starting Ray")
     from fedprompt.runtime.on_ray import run_on_ray
 
     return run_on_ray(config, output)
 
 
 def _show(record: dict[str, Any], progress: Any) -> None:
-
     if "error" in record:
         raise (InputError if record["code"] == 2 else RunFailed)(record["error"])
     if "stopped" in record:
         raise KeyboardInterrupt
-    if "note" in record:
+    if "stage" in record:
+        progress.stage(record["stage"])
+    elif "note" in record:
         progress.note(f"fedprompt: {record['note']}")
     elif "round" in record:
         progress.update(record)
@@ -63,15 +107,16 @@ def _show(record: dict[str, Any], progress: Any) -> None:
 
 def _summary(result: dict[str, Any], output: Path) -> None:
     best, final, last = result["best"], result["final"], result["last10"]
-    click.echo(f"{result['algorithm']} on {result['dataset']}, {result['rounds']} rounds, seed {result['seed']}")
+    rounds = counted(result["rounds"], "round")
+    click.echo(f"{result['algorithm']} on {result['dataset']}, {rounds}, seed {result['seed']}")
+    evaluations = "evaluation" if last["evaluations"] == 1 else counted(last["evaluations"], "evaluation")
     click.echo(
         f"test accuracy: {best['accuracy']:.1%} at round {best['round']} (best on validation), {final['accuracy']:.1%} "
-        f"at the end, {last['accuracy']:.1%} mean of the last {last['evaluations']} evaluations"
+        f"at the end, {last['accuracy']:.1%} mean of the last {evaluations}"
     )
     if result["pool_size"]:
-        click.echo(
-            f"pool: {result['pool_size']['first']} prompts at the start, {result['pool_size']['last']} at the end"
-        )
+        first = counted(result["pool_size"]["first"], "prompt")
+        click.echo(f"pool: {first} at the start, {result['pool_size']['last']} at the end")
     up, full = result["communication"]["up_bytes"], result["communication"]["full_model_bytes"]
     both = up + result["communication"]["down_bytes"]
     saved = f" ({1 - both / full:.2%} less than full fine-tuning)" if full else ""

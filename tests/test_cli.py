@@ -107,7 +107,7 @@ def test_a_run_writes_its_files_and_says_where(cli, tmp_path):
     assert (code, errors) == (0, "")
     (folder,) = (tmp_path / "runs").iterdir()
     assert f"written: runs/{folder.name}/" in output
-    assert "pfpt on digits, 1 rounds, seed 5" in output
+    assert "pfpt on digits, 1 round, seed 5" in output
     assert {path.name for path in folder.iterdir()} >= {
         *("config.yaml", "metrics.jsonl", "result.json", "checkpoints", "partition.png", "accuracy.png"),
     }

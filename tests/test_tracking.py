@@ -340,7 +340,7 @@ def test_deep_half_precision_prompts_are_kept_as_rows(tmp_path):
 def run_progress(enabled):
     code = (
         "from fedprompt.tracking import Progress\n"
-        f"p = Progress(10, start_round=3, enabled={enabled})\n"
+        f"p = Progress(10, enabled={enabled})\n"
         "p.update({'round': 4, 'test': {'accuracy': 0.712}, 'aggregate': {'pool_size': 17.0}})\n"
         "p.note('pool fell to k')\n"
         "p.update({'round': 5, 'warnings': ['w']})\n"

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import ray
 import torch
 from ray.util.placement_group import PlacementGroup
 
 from fedprompt.blackbox.access import VARIABLE
 from fedprompt.config import Config
-from fedprompt.errors import InputError, RunFailed, os_error_line
+from fedprompt.failure import UNTOLD, told
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.federation import Federation, Record, Stopped
+from fedprompt.runtime.federation import LOADING_DATA, LOADING_MODEL, Federation, Record, Stopped
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
 from fedprompt.runtime.resuming import start_of
@@ -28,7 +26,7 @@ from fedprompt.runtime.resuming import start_of
 class Driver:
     """One run on a Ray cluster, with its workers at ``places``.
 
-    ``run`` yields records or, last, one of ``error`` (with exit code) and ``stopped``.
+    ``run`` yields stages, records and, last, one of ``result``, ``error`` (with exit code) and ``stopped``.
     """
 
     def __init__(self, config: Config, output: str, places: PlacementGroup, token: str | None = None) -> None:
@@ -44,20 +42,25 @@ class Driver:
         pool = None
         try:
             start = start_of(self._config, self._output)
+            yield {"stage": LOADING_DATA}
             data = build_data(self._config)
             start.check_data(self._config, data.fingerprint)
             algorithm = build_algorithm(self._config)
+            yield {"stage": f"starting workers, {LOADING_MODEL}"}
             pool = RayPool(self._config, data, self._places)
             self._federation = Federation(self._config, algorithm, data, pool, start, self._output)
             if self._stop:
                 self._federation.stop()
+            yield {"stage": self._federation.opening}
             yield from self._federation.run()
         except Stopped:
             yield {"stopped": True}
-        except (InputError, RunFailed, OSError, ray.exceptions.RayError) as error:
+        except UNTOLD:
+            raise
+        except BaseException as error:  # some libraries' panics are no Exceptions
             if pool is not None and pool.has_lost_its_service():
                 os._exit(1)  # its counts are gone; the next driver goes on from the checkpoint, which has them
-            yield told(error, self._output)
+            yield told(error, self._output, self._config.to_yaml())
         finally:
             if pool is not None:
                 pool.close()
@@ -67,28 +70,3 @@ class Driver:
         self._stop = True
         if self._federation is not None:
             self._federation.stop()
-
-
-def told(error: Exception, folder: Path) -> Record:
-    """One line about what went wrong, and the exit code that belongs to it; more of it goes into ``folder``."""
-    cause = getattr(error, "cause", None) or error  # what a worker raised comes as a RayTaskError around it
-    if isinstance(cause, InputError):
-        return {"error": str(cause), "code": 2}
-    if isinstance(error, RunFailed):
-        return {"error": str(error), "code": 1}
-    if isinstance(error, OSError) and not isinstance(error, ray.exceptions.RayError):
-        return {"error": os_error_line(error), "code": 1}
-    details = folder / "error.txt"
-    details.write_text(str(error), encoding="utf-8")
-    reason = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
-    return {"error": f"a worker failed ({reason}); all of it in {details}", "code": 1}
-
-
-@contextmanager
-def told_in_one_line(folder: Path) -> Iterator[None]:
-    """Let what Ray raises inside come out as InputError or RunFailed with one line, as ``told`` puts it."""
-    try:
-        yield
-    except ray.exceptions.RayError as error:
-        line = told(error, folder)
-        raise (InputError if line["code"] == 2 else RunFailed)(line["error"]) from error

@@ -29,6 +29,7 @@ from fedprompt.tracking.metrics import RESTORE, read, rounds_so_far
 from fedprompt.tracking.tracker import Tracker
 
 Record = dict[str, Any]
+LOADING_DATA, LOADING_MODEL = "loading the data", "loading the model"  # what is done before a federation is there
 
 
 class Stopped(Exception):
@@ -71,6 +72,13 @@ class Federation:
         """Ask the loop to save and end after the round under way; may be called from another thread."""
         self._stop = True
 
+    @property
+    def opening(self) -> str:
+        """What ``run`` does first."""
+        if self._begun:
+            return f"going on from round {self._now.round}"
+        return "first evaluation: preparing the images' features, then scoring the model at its start"
+
     def run(self) -> Iterator[Record]:
         """Run the rounds that are left; yields notes about the data, each round's record and, last, ``{"result": …}``.
 
@@ -86,6 +94,8 @@ class Federation:
             yield from ({"note": line} for line in self._data.notes)
             if not self._begun:
                 yield self._first_evaluation(tracker)
+                if self._stop:
+                    raise Stopped
             for round in range(self.first_round, config.federation.rounds + 1):
                 after, record = self._round(round)
                 with self._writing():

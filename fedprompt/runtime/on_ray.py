@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedprompt import interrupts
 from fedprompt.blackbox.access import given_token
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed
-from fedprompt.runtime.driver import Driver, told_in_one_line
+from fedprompt.failure import told_in_one_line
+from fedprompt.runtime.driver import Driver
 from fedprompt.runtime.federation import Record
+from fedprompt.runtime.leftovers import marked, watched
 from fedprompt.runtime.places import reserved, waited
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
@@ -36,14 +39,25 @@ def connected(config: Config) -> Iterator[None]:
 
     What workers print stays in Ray's log files. Raises InputError where there is no cluster at the address.
     """
-    already = ray.is_initialized()
-    if not already:
-        _connect(config.runtime.address or os.environ.get("RAY_ADDRESS") or "local")
-    try:
+    if ray.is_initialized():
         yield
-    finally:
-        if not already:
-            ray.shutdown()
+        return
+    address = config.runtime.address or os.environ.get("RAY_ADDRESS") or "local"
+    with watched() if address == "local" else nullcontext():
+        try:
+            with interrupts.deferred(), marked():  # a cluster that has half started would not end with us
+                _start(address)
+            yield
+        finally:
+            with interrupts.deferred():
+                ray.shutdown()
+
+
+def _start(address: str) -> None:
+    try:
+        _connect(address)
+    except SystemExit:  # Ray's own answer to SIGTERM meanwhile
+        raise KeyboardInterrupt from None
 
 
 def _connect(address: str) -> None:
@@ -83,7 +97,9 @@ def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
         # Not soft: Ray does not always keep to that, and with this host this process would end as well.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": 2, "scheduling_strategy": here}
+        yield {"stage": "waiting for places for the workers"}
         yield from ({"note": line} for line in waited(places))
+        yield {"stage": "starting the driver"}
         arguments = config, str(output.resolve()), places, given_token()
         for _ in range(DRIVER_RESTARTS + 1):
             driver = ray.remote(Driver).options(**options).remote(*arguments)
@@ -107,7 +123,7 @@ def pool_on_ray(config: Config, data: FederatedData, output: Path, say: Callable
     with connected(config), reserved(config) as places:
         for line in waited(places):
             say(line)
-        with told_in_one_line(output), closing(RayPool(config, data, places)) as pool:
+        with told_in_one_line(output, config.to_yaml()), closing(RayPool(config, data, places)) as pool:
             yield pool
 
 
@@ -117,11 +133,19 @@ def _messages(driver: Any) -> Iterator[Record]:
         yield from map(ray.get, stream)
     except KeyboardInterrupt:
         yield {"note": STOPPING}
+        interrupts.again()
+        yield from _last_words(driver, stream)
+    except GeneratorExit:  # interrupted while our caller was at work with a record
+        interrupts.again()
+        for _ in _last_words(driver, stream):
+            pass
+        raise
+
+
+def _last_words(driver: Any, stream: Any) -> Iterator[Record]:
+    """Have the driver stop, and yield what it still says; the signal may have ended Ray's processes as well."""
+    try:
         ray.get(driver.stop.remote())
         yield from map(ray.get, stream)
-    except GeneratorExit:  # interrupted while our caller was at work with a record
-        with suppress(ray.exceptions.RayActorError):
-            ray.get(driver.stop.remote())
-            for _ in stream:
-                pass
-        raise
+    except ray.exceptions.RayError:
+        yield {"stopped": True}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain, count
@@ -18,7 +17,7 @@ from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.features import FeatureMemory
-from fedprompt.runtime.federation import Federation, Record
+from fedprompt.runtime.federation import LOADING_DATA, LOADING_MODEL, Federation, Record
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.resuming import FREE_IN_WORDS, changed, start_of
 from fedprompt.tracking.files import write_atomic
@@ -98,30 +97,28 @@ def resumed_config(output: Path, path: str | None, overrides: Sequence[str]) -> 
     return now
 
 
-def run_in_process(config: Config, output: Path, memory: FeatureMemory | None = None) -> Iterator[Record]:
-    """Run without Ray, in this process; ``memory`` holds features that earlier runs have computed here."""
+def run_in_process(
+    config: Config,
+    output: Path,
+    memory: FeatureMemory | None = None,
+    stage: Callable[[str], None] = lambda what: None,
+) -> Iterator[Record]:
+    """Run without Ray, in this process.
+
+    ``memory`` holds features that earlier runs have computed here; ``stage`` is told what is done before the rounds.
+    """
     start = start_of(config, output)
+    stage(LOADING_DATA)
     data, algorithm = build_data(config), build_algorithm(config)
     start.check_data(config, data.fingerprint)
+    stage(LOADING_MODEL)
     pool = InProcessPool(config, data, memory)
     try:
-        yield from Federation(config, algorithm, data, pool, start, output).run()
+        federation = Federation(config, algorithm, data, pool, start, output)
+        stage(federation.opening)
+        yield from federation.run()
     finally:
         pool.close()
-
-
-@contextmanager
-def terminated_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that both save a checkpoint."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _remove(path: Path) -> None:

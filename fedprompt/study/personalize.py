@@ -84,6 +84,12 @@ class Plan:
     output: Path
     notes: tuple[str, ...] = ()
 
+    def text(self) -> str:
+        """All settings, as YAML."""
+        return yaml.safe_dump(
+            {**self.config.model_dump(mode="json"), "personalize": self.settings.model_dump(mode="json")}
+        )
+
 
 def settings_of(tree: dict[str, Any], config: Config | None = None) -> Personalize:
     """Check settings, and complete them for a run of ``config``. Raises InputError that names ``personalize.KEY``."""

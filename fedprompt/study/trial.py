@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 from ray import tune
 from ray.util.placement_group import get_current_placement_group
 
-from fedprompt.errors import InputError, RunFailed, os_error_line
+from fedprompt.failure import DETAILS, UNTOLD, told
 from fedprompt.runtime import places
 from fedprompt.runtime.build import divided_data
-from fedprompt.runtime.driver import Driver, told_in_one_line
+from fedprompt.runtime.driver import Driver
 from fedprompt.runtime.ray_pool import RayPool
 from fedprompt.runtime.resuming import check_data
 from fedprompt.study.personalize import Personalize, after_run, personalize
@@ -48,7 +47,7 @@ def run_trial(
     last: dict[str, Any] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").unlink(missing_ok=True)
+        (folder / DETAILS).unlink(missing_ok=True)
         write_atomic(folder / "config.yaml", trial.config.to_yaml().encode())
         with closing(Driver(trial.config, str(folder), get_current_placement_group()).run()) as records:
             for record in records:
@@ -62,15 +61,12 @@ def run_trial(
                     last = last or {TIME: trial.config.federation.rounds}  # all rounds were there before
         if personal and ERROR not in last:
             _personalize(trial, personal, folder)
-    except (InputError, RunFailed) as error:
-        last = {ERROR: str(error)}
-    except OSError as error:
-        last = {ERROR: os_error_line(error)}
-    except Exception as error:  # of a method of the user's own, for one
-        last = {ERROR: f"{type(error).__name__}: {' '.join(str(error).split())}; all of it in {folder / 'error.txt'}"}
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    if ERROR in last and not (folder / "error.txt").exists() and folder.is_dir():
-        (folder / "error.txt").write_text(f"{last[ERROR]}\n", encoding="utf-8")
+    except UNTOLD:
+        raise
+    except BaseException as error:  # of a method of the user's own, for one
+        last = {ERROR: told(error, folder, trial.config.to_yaml())["error"]}
+    if ERROR in last and not (folder / DETAILS).exists() and folder.is_dir():
+        (folder / DETAILS).write_text(f"{last[ERROR]}\n", encoding="utf-8")
     if last:
         tune.report(last)
 
@@ -79,7 +75,7 @@ def _personalize(trial: Trial, settings: Personalize, folder: Path) -> None:
     """What ``fedprompt personalize`` does, with the trial's own workers; rates that are done are not repeated."""
     plan, data = after_run(folder, trial.config, settings), divided_data(trial.config)
     check_data(plan.checkpoint, trial.config, data.fingerprint)
-    with told_in_one_line(folder), closing(RayPool(trial.config, data, get_current_placement_group())) as pool:
+    with closing(RayPool(trial.config, data, get_current_placement_group())) as pool:
         personalize(plan, data, pool, say=lambda line: None)
 
 

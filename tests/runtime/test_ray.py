@@ -12,9 +12,9 @@ ray = pytest.importorskip("ray")
 
 from fedprompt.cli import main  # noqa: E402
 from fedprompt.errors import InputError  # noqa: E402
-from fedprompt.runtime.driver import told  # noqa: E402
+from fedprompt.failure import told  # noqa: E402
+from fedprompt.interrupts import terminated_as_interrupt  # noqa: E402
 from fedprompt.runtime.on_ray import connected, run_on_ray  # noqa: E402
-from fedprompt.runtime.run import terminated_as_interrupt  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("small_cluster")]
 
