@@ -33,6 +33,7 @@ from fedprompt.algorithms.set_aggregation import GenerativeSettings, SetAggregat
 from fedprompt.client.tasks import Update
 from fedprompt.errors import InputError
 from fedprompt.models.params import weighted_mean
+from fedprompt.wording import counted
 
 SERVED = "served_in_test"
 
@@ -135,7 +136,7 @@ class PFPT(Algorithm):
         """Say so when the pool has shrunk to what one batch takes, or grows without end."""
         size, start = metrics["pool_size"], self.setting.pool_size
         if size <= self.setting.top_k < start:
-            return [f"the pool has shrunk to {size:.0f} prompts: every batch now takes all of them"]
+            return [f"the pool has shrunk to {counted(size, 'prompt')}: every batch now takes all of them"]
         if size > self.settings.warn_growth * start:
-            return [f"the pool has grown from {start:.0f} to {size:.0f} prompts (algorithm.max_pool caps it)"]
+            return [f"the pool has grown from {start:.0f} to {counted(size, 'prompt')} (algorithm.max_pool caps it)"]
         return []

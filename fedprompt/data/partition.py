@@ -15,6 +15,7 @@ import numpy as np
 from fedprompt.data.dataset import Split, View
 from fedprompt.data.sampling import apportion
 from fedprompt.errors import InputError, did_you_mean
+from fedprompt.wording import counted
 
 REDRAWS = 20  # a Dirichlet draw that leaves a client below the minimum is repeated at most so many times
 REPAIRS = ("move", "refuse")
@@ -152,7 +153,7 @@ def _with_minimum(
 ) -> list[np.ndarray]:
     """Draw until every client has ``min_size`` samples; after ``REDRAWS`` draws repair the best one, or refuse."""
     if options.min_size * clients > len(samples):
-        raise InputError(f"partition.min_size: {options.min_size} for each of {clients} clients needs"
+        raise InputError(f"partition.min_size: {options.min_size} for each of {counted(clients, 'client')} needs"
                          f" {options.min_size * clients} training samples, there are {len(samples)};"
                          f" allowed: at most {len(samples) // clients}")  # fmt: skip
     best, reached = None, -1
@@ -164,9 +165,9 @@ def _with_minimum(
         if reached >= options.min_size:
             return best
     if options.repair == "refuse":
-        raise InputError(f"partition.min_size: no draw of {REDRAWS} gave each of {clients} clients {options.min_size}"
-                         f" samples, the best minimum was {reached}; lower it, raise partition.alpha, or set"
-                         " partition.repair=move")  # fmt: skip
+        raise InputError(f"partition.min_size: no draw of {REDRAWS} gave each of {counted(clients, 'client')}"
+                         f" {options.min_size} samples, the best minimum was {reached}; lower it,"
+                         " raise partition.alpha, or set partition.repair=move")  # fmt: skip
     return give_from_largest(best, options.min_size, rng)
 
 
@@ -230,9 +231,9 @@ def shards(samples: Samples, clients: int, options: PartitionOptions, rng: np.ra
     """Sort by label, cut into equal shards, deal ``shards_per_client`` to each (McMahan et al., AISTATS 2017)."""
     wanted = clients * options.shards_per_client
     if wanted > len(samples):
-        raise InputError(f"partition.shards_per_client: {options.shards_per_client} for each of {clients} clients are"
-                         f" {wanted} shards, there are {len(samples)} training samples;"
-                         f" allowed: at most {len(samples) // clients}")  # fmt: skip
+        raise InputError(f"partition.shards_per_client: {options.shards_per_client} for each of"
+                         f" {counted(clients, 'client')} are {wanted} shards, there are {len(samples)} training"
+                         f" samples; allowed: at most {len(samples) // clients}")  # fmt: skip
     shuffled = rng.permutation(len(samples))
     by_label = shuffled[np.argsort(samples.labels[shuffled], kind="stable")]
     pieces = np.array_split(by_label, wanted)

@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from fedprompt.config import Config
 from fedprompt.errors import InputError
+from fedprompt.wording import counted
 
 MOST_WORKERS = 64  # chosen by default, however large the cluster is
 PATIENCE = 20  # seconds without room, until the user is told
@@ -89,7 +90,8 @@ def _wanted(places: PlacementGroup) -> str:
     """What the workers need, next to what is free."""
     total, free = ray.cluster_resources(), ray.available_resources()
     needs = [
-        f"{share:g} {name}s each ({free.get(name, 0.0):g} of the cluster's {total.get(name, 0.0):g} are free)"
+        f"{share:g} {name}{'s' * (share != 1)} each "
+        f"({free.get(name, 0.0):g} of the cluster's {total.get(name, 0.0):g} are free)"
         for name, share in places.bundle_specs[0].items()
     ]
-    return f"waiting for room for {len(places.bundle_specs)} workers with {' and '.join(needs)}"
+    return f"waiting for room for {counted(len(places.bundle_specs), 'worker')} with {' and '.join(needs)}"

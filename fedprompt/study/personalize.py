@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +19,7 @@ import pandas as pd
 from pydantic import BeforeValidator, Field
 
 from fedprompt import yaml_text
-from fedprompt.client.personal import Trains, Tuning
+from fedprompt.client.personal import Point, Trains, Tuning
 from fedprompt.client.tasks import Task, steps_of
 from fedprompt.config import Config, load
 from fedprompt.data import FederatedData
@@ -28,7 +27,7 @@ from fedprompt.errors import InputError, shown
 from fedprompt.runtime.build import build_algorithm, divided_data
 from fedprompt.runtime.checkpoint_file import Checkpoint
 from fedprompt.runtime.checkpoints import store_of
-from fedprompt.runtime.federation import grouped
+from fedprompt.runtime.federation import LOADING_DATA, grouped
 from fedprompt.runtime.pool import InProcessPool, Pool
 from fedprompt.runtime.resuming import check_config, check_data, check_state, digests
 from fedprompt.runtime.scoring import subsample
@@ -37,6 +36,8 @@ from fedprompt.study import trade_off
 from fedprompt.texts import printable
 from fedprompt.tracking.files import plain, write_atomic
 from fedprompt.tracking.plots import save
+from fedprompt.tracking.progress import Minutely
+from fedprompt.wording import counted
 
 FOLDER, SETTINGS, ROWS, RESULT = "personalize", "personalize.yaml", "personalize.csv", "result.json"
 
@@ -86,7 +87,7 @@ class Plan:
 
     def text(self) -> str:
         """All settings, as YAML."""
-        return yaml.safe_dump(
+        return yaml_text.dump(
             {**self.config.model_dump(mode="json"), "personalize": self.settings.model_dump(mode="json")}
         )
 
@@ -178,6 +179,7 @@ def run(plan: Plan, local: bool, say: Callable[[str], None]) -> dict[str, Any]:
 
     What is done when it is interrupted stays. Returns the content of result.json.
     """
+    say(f"{LOADING_DATA} and the model")
     data = divided_data(plan.config)
     check_data(plan.checkpoint, plan.config, data.fingerprint)
     for note in plan.notes:
@@ -210,7 +212,8 @@ def personalize(plan: Plan, data: FederatedData, pool: Pool, say: Callable[[str]
     rows = _rows(path)
     for lr in plan.settings.lr:
         if lr not in set(rows.lr):
-            rows = pd.concat([rows, _tuned(plan, data, pool, lr)]) if len(rows) else _tuned(plan, data, pool, lr)
+            tuned = _tuned(plan, data, pool, lr, Minutely(say))
+            rows = pd.concat([rows, tuned]) if len(rows) else tuned
             write_atomic(path, rows.to_csv(index=False).encode())
         say(trade_off.line({"lr": lr, **trade_off.summary(trade_off.curve(rows[rows.lr == lr]))}))
     return _written(plan, data, trade_off.curve(rows))
@@ -232,8 +235,8 @@ def _rows(path: Path) -> pd.DataFrame:
     return rows
 
 
-def _tuned(plan: Plan, data: FederatedData, pool: Pool, lr: float) -> pd.DataFrame:
-    """All clients at one learning rate: a row per client and model."""
+def _tuned(plan: Plan, data: FederatedData, pool: Pool, lr: float, say: Minutely) -> pd.DataFrame:
+    """All clients at one learning rate: a row per client and model; ``say`` is told how many are done."""
     config, settings, state = plan.config, plan.settings, plan.checkpoint.state
     algorithm = build_algorithm(config)
     clients = range(settings.clients or config.federation.clients)
@@ -241,7 +244,10 @@ def _tuned(plan: Plan, data: FederatedData, pool: Pool, lr: float) -> pd.DataFra
     steps = {c: steps_of(len(data.clients[c]), settings.epochs, config.local.batch_size) for c in clients}
     groups = grouped(tasks, steps, config.runtime.group_size if pool.facts.fusable else 1)
     robust = subsample(data.test.labels, config.seed)
-    points = chain.from_iterable(pool.personalize(settings.tuning(lr), plan.checkpoint.round + 1, groups, robust))
+    points: list[Point] = []
+    for done in pool.personalize(settings.tuning(lr), plan.checkpoint.round + 1, groups, robust):
+        points += done
+        say(f"lr {lr:g}: {len({point.client for point in points})} of {counted(len(tasks), 'client')}")
     return trade_off.table(lr, data.sizes, sorted(points, key=lambda point: point.client))
 
 

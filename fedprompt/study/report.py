@@ -30,6 +30,7 @@ from fedprompt.study.statistics import WILCOXON_FROM, Comparison, compare, small
 from fedprompt.study.tables import ONLY_RAW, comparison_table, raw_table, setting_table, values
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import save
+from fedprompt.wording import counted
 
 COLUMNS_TOLD = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds. best: at the round that is best on "
@@ -73,8 +74,8 @@ def write_report(
     runs, left_out = find(folders)
     if not runs:
         raise InputError(
-            f"{folders[0]}: none of the {len(left_out)} runs found has ended; the first, {left_out[0].folder}: "
-            f"{left_out[0].why}"
+            f"{folders[0]}: none of the {counted(len(left_out), 'run')} found has ended; the first, "
+            f"{left_out[0].folder}: {left_out[0].why}"
         )
     say(f"finished runs: {len(runs)}, left out: {len(left_out)}")
     groups, repeated = make_groups(runs)
@@ -115,7 +116,7 @@ def failed_trials(folders: Sequence[Path]) -> list[str]:
 def _compared(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> str:
     """Data, backbone, clients, rounds, seeds and versions, all values that occur."""
     runs = [run for group in groups for run in group.runs]
-    found = f"{len(runs)} finished runs of {len(groups)} experiments"
+    found = f"{counted(len(runs), 'finished run')} of {counted(len(groups), 'experiment')}"
     found += f"; {len(left_out)} do not count, see [below](#left-out)" if left_out else "; none is left out"
     keys = [group.keys for group in groups]
     told = {

@@ -35,6 +35,8 @@ from fedprompt.study.space import Trial, expand
 from fedprompt.study.sweep_file import SweepFile, naming, read
 from fedprompt.study.trial import ERROR, METRIC, TIME, bundles, run_trial
 from fedprompt.tracking.files import write_atomic
+from fedprompt.tracking.progress import Minutely
+from fedprompt.wording import counted
 
 FREE_ON_RESUME = ("runtime", "tracking")
 GRACE_ROUNDS, REDUCTION = 5, 3.0
@@ -84,6 +86,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
     Ctrl-C leaves running trials with their checkpoints and is raised again. Raises InputError where no cluster can be
     reached or a trial does not fit into it, RunFailed where Tune itself fails.
     """
+    say("starting Ray")
     with connected(sweep.trials[0].config):
         for trial in sweep.trials:
             bundles(trial)
@@ -92,7 +95,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
         write_atomic(sweep.output / "sweep.yaml", sweep.file.to_yaml().encode())
         outcomes.write()
         left = outcomes.of("pending")
-        say(f"{len(left)} of {len(sweep.trials)} trials to run, into {sweep.output}")
+        say(f"{len(left)} of {counted(len(sweep.trials), 'trial')} to run, into {sweep.output}")
         try:
             if left:
                 _tune(sweep, left, outcomes, say)
@@ -199,10 +202,18 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
 
 
 class _Watch(tune.Callback):
-    """Keeps the table up to date while Tune is at work."""
+    """Keeps the table up to date while Tune is at work, and says once a minute at least how far it is."""
 
     def __init__(self, outcomes: Outcomes, say: Callable[[str], None]) -> None:
-        self._outcomes, self._say = outcomes, say
+        self._outcomes, self._say = outcomes, Minutely(say)
+        self._rounds: dict[str, int] = {}  # by trials that are running
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+        if TIME in result:
+            self._rounds[self._ours(trial).name] = result[TIME]
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        self._say(self._under_way())
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._outcomes.set(self._ours(trial), "running")
@@ -229,9 +240,17 @@ class _Watch(tune.Callback):
         ended = len(self._outcomes.of("done", "failed", "stopped"))
         known = [which for which in ("best", "last10") if row[f"{which}_accuracy"] is not None]
         scores = [f"{row[f'{which}_accuracy']:.1%} {which}" for which in known]
-        numbers = ", ".join([*scores, f"{row['rounds']} rounds", f"{row['seconds']:.0f} s"])
+        numbers = ", ".join([*scores, counted(row["rounds"], "round"), f"{row['seconds']:.0f} s"])
         told = shorten(reason, 100) if status == "failed" else numbers  # all of it at the end
-        self._say(f"[{ended}/{len(self._outcomes.trials)}] {trial.name}: {status}, {told}")
+        self._say.now(f"[{ended}/{len(self._outcomes.trials)}] {trial.name}: {status}, {told}")
+
+    def _under_way(self) -> str:
+        running = [
+            f"{trial.name} (round {self._rounds.get(trial.name, 0)}/{trial.config.federation.rounds})"
+            for trial in self._outcomes.of("running")
+        ]
+        ended = len(self._outcomes.of("done", "failed", "stopped"))
+        return f"[{ended}/{len(self._outcomes.trials)}] running: {', '.join(running) or 'none yet'}"
 
     def _ours(self, trial: Any) -> Trial:
         return self._outcomes.trials[trial.config["trial"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedprompt.study.groups import Group, make_groups
 from fedprompt.study.runs import find
 from fedprompt.study.tables import COLUMNS, written
+from fedprompt.wording import counted
 
 HEAD = ("setting", "method", "seeds", "validation", "test, last ten")
 
@@ -35,7 +36,7 @@ def _best(groups: Sequence[Group]) -> str:
     compared = [group for group in groups if len(group.runs) == most]
     best = max(compared, key=lambda group: group.validation)
     of = f"of {len(compared)} methods" if len(compared) > 1 else "the only method"
-    seeds = f"{most} seeds" if most > 1 else "1 seed"
+    seeds = counted(most, "seed")
     validation, test = _scores(best)
     return f"best on validation, {best.setting}: {best.method}, {of} with {seeds}: {validation} %, test {test} %"
 

@@ -32,6 +32,7 @@ class Minutely:
         self._say(line)
 
     def __call__(self, line: str) -> None:
+        """Pass a line on, or forget it."""
         if self.due():
             self.now(line)
 

@@ -34,7 +34,7 @@ def impatient(monkeypatch):
 @pytest.mark.ray
 def test_a_run_without_room_says_what_it_waits_for_once_and_goes_on(busy_cluster, tmp_path):
     records = run_on_ray(load(None, OVERRIDES), tmp_path / "run")
-    assert next(records) == {"note": "waiting for room for 2 workers with 1 CPUs each (0 of the cluster's 2 are free)"}
+    assert next(records) == {"note": "waiting for room for 2 workers with 1 CPU each (0 of the cluster's 2 are free)"}
     busy_cluster()
     rest = list(records)
     assert not any("note" in record for record in rest)
