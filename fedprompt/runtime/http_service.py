@@ -96,8 +96,18 @@ def serve(config: Config, port: Port, runs: int, say: Callable[[str], None]) -> 
         "image_size": config.backbone.image_size,
         "clients": limits.clients,
     }
+    endpoint = Endpoint(about, Runs(limits), Desk(Batcher(scorer)), port.door)
+    with left_for_this_user(port.door.token, port.number):
+        say(f"serving at {port.address}; Ctrl-C ends it")
+        if (what := _needs_token(config, port)) and not port.given:
+            say(f"{what} needs the token: export {VARIABLE}={port.door.token}")
+        server(endpoint).run([port.socket])
+
+
+def server(endpoint: Endpoint) -> uvicorn.Server:
+    """What takes requests to the endpoint."""
     settings = uvicorn.Config(
-        Endpoint(about, Runs(limits), Desk(Batcher(scorer)), port.door),
+        endpoint,
         http=LimitedConnection,
         ws="none",
         lifespan="off",
@@ -107,11 +117,7 @@ def serve(config: Config, port: Port, runs: int, say: Callable[[str], None]) -> 
         server_header=False,
         timeout_graceful_shutdown=LAST_ANSWERS,
     )
-    with left_for_this_user(port.door.token, port.number):
-        say(f"serving at {port.address}; Ctrl-C ends it")
-        if (what := _needs_token(config, port)) and not port.given:
-            say(f"{what} needs the token: export {VARIABLE}={port.door.token}")
-        uvicorn.Server(settings).run([port.socket])
+    return uvicorn.Server(settings)
 
 
 def limits_of(config: Config, data: FederatedData, runs: int) -> Limits:
