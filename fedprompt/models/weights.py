@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedprompt.errors import InputError, did_you_mean
+from fedprompt.files import open_regular
 from fedprompt.models import dinov2_onnx
 from fedprompt.models.timm_import import import_timm
+from fedprompt.models.torch_files import load_plain
 
 SOURCES = ("offline", "hub", "random")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -154,7 +156,10 @@ def _read_file(weights: str) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"backbone.weights: {weights} is not a whole safetensors file ({error})") from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path, "backbone.weights") as file:
+            loaded = load_plain(file)
+    except InputError:
+        raise
     except Exception as error:  # torch raises many types for truncated files and for pickles that want to run code
         raise InputError(
             f"backbone.weights: {weights} is damaged or holds more than plain tensors, which is not unpickled; "

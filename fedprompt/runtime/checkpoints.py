@@ -79,6 +79,8 @@ class CheckpointStore:
             data = self._read(name)
             try:
                 content = raw(data)
+            except InputError:
+                raise
             except Exception as error:  # torch, its unpickler and zipfile raise many types
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self.damaged[name] = f"not a readable checkpoint ({reason})"
@@ -128,6 +130,8 @@ class CheckpointStore:
         data = self._read(name)
         try:
             content = raw(data)
+        except InputError:
+            raise
         except Exception as error:  # as in `latest`
             raise InputError(f"{name}: not readable ({' '.join(str(error).split())})") from None
         return decoded(content, name, None)

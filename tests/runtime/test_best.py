@@ -77,7 +77,7 @@ def test_after_a_kill_it_is_that_of_the_checkpoint_that_serves(long, runs, monke
 
     def killed(self, checkpoint):
         if checkpoint.round >= round:
-            encoded, replace = None, self._replace
+            replace = self._replace
 
             def first_only(name, *rest):
                 if not name.endswith("best.pt"):
