@@ -81,6 +81,16 @@ def serve(config: Config, port: Port, runs: int, say: Callable[[str], None]) -> 
 
     Raises InputError where the configuration is none of a black-box model, or its model cannot be made.
     """
+    listening = server(endpoint(config, runs, port.door))
+    with left_for_this_user(port.door.token, port.number):
+        say(f"serving at {port.address}; Ctrl-C ends it")
+        if (what := _needs_token(config, port)) and not port.given:
+            say(f"{what} needs the token: export {VARIABLE}={port.door.token}")
+        listening.run([port.socket])
+
+
+def endpoint(config: Config, runs: int, door: Door) -> Endpoint:
+    """What answers for the model of a configuration, to so many runs where clients have a budget."""
     if not config.is_blackbox:
         raise InputError(
             f"local.optimizer: '{config.local.optimizer}' trains on gradients, which no service gives; allowed: "
@@ -96,18 +106,13 @@ def serve(config: Config, port: Port, runs: int, say: Callable[[str], None]) -> 
         "image_size": config.backbone.image_size,
         "clients": limits.clients,
     }
-    endpoint = Endpoint(about, Runs(limits), Desk(Batcher(scorer)), port.door)
-    with left_for_this_user(port.door.token, port.number):
-        say(f"serving at {port.address}; Ctrl-C ends it")
-        if (what := _needs_token(config, port)) and not port.given:
-            say(f"{what} needs the token: export {VARIABLE}={port.door.token}")
-        server(endpoint).run([port.socket])
+    return Endpoint(about, Runs(limits), Desk(Batcher(scorer)), door)
 
 
-def server(endpoint: Endpoint) -> uvicorn.Server:
-    """What takes requests to the endpoint."""
+def server(application: Endpoint) -> uvicorn.Server:
+    """What takes requests to an endpoint."""
     settings = uvicorn.Config(
-        endpoint,
+        application,
         http=LimitedConnection,
         ws="none",
         lifespan="off",

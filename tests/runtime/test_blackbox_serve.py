@@ -36,13 +36,18 @@ def _own_home(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
-@contextmanager
-def served(budget=30, host="127.0.0.1"):
-    """A service with a model that costs nothing, in a thread; yields its port."""
-    port = http_service.opened(host, 0)
-    limits = Limits(clients=3, budget=budget, evaluation=50, runs=1)
+def cheap(door):
+    """A model that costs nothing, for one run of three clients with a budget of 30."""
+    limits = Limits(clients=3, budget=30, evaluation=50, runs=1)
     desk = Desk(Batcher(lambda images: np.tile(images.mean((1, 2, 3))[:, None], 5)))
-    server = http_service.server(Endpoint(ABOUT, Runs(limits), desk, port.door))
+    return Endpoint(ABOUT, Runs(limits), desk, door)
+
+
+@contextmanager
+def served(endpoint=cheap, number=0):
+    """A service in a thread; yields its port."""
+    port = http_service.opened("127.0.0.1", number)
+    server = http_service.server(endpoint(port.door))
     thread = threading.Thread(target=server.run, args=([port.socket],))
     thread.start()
     try:
@@ -238,6 +243,27 @@ def test_what_a_run_may_score_follows_from_its_rounds(runs):
     assert http_service.limits_of(config, data, 1).evaluation == 2 * 5 * alike
     config = runs.config("algorithm.name=local", "prompt.kind=visual", "local.optimizer=spsa", "federation.rounds=3")
     assert http_service.limits_of(config, data, 1).evaluation > 2 * 5 * 6 * len(data.validation)
+
+
+def test_a_run_that_goes_on_asks_a_restarted_service_no_more_than_its_budget(runs, same_params):
+    black = ("algorithm.name=fedbbpt", "blackbox.budget=100")
+
+    def tiny(door):
+        return http_service.endpoint(runs.config(*black), 1, door)
+
+    def queries(name):
+        return [line["queries"] for line in runs.lines(name)]
+
+    runs.local("whole", *black)
+    with served(tiny) as port:
+        address = f"blackbox.address={port.address}"
+        runs.local("parts", black[0], address, "federation.rounds=1")
+        (runs.folder / "parts" / "result.json").unlink()
+    with served(tiny, port.number):  # which knows nothing of what was asked before
+        runs.local("parts", black[0], address)
+    assert queries("parts") == queries("whole")
+    assert same_params(runs.params("parts"), runs.params("whole"))
+    assert any(line["out_of_budget"] for line in runs.lines("whole")[1:])
 
 
 # --- connections
