@@ -23,6 +23,7 @@ from fedprompt.data.images import Rows
 from fedprompt.models.params import Params
 from fedprompt.runtime.build import build_remote, build_scorer
 from fedprompt.runtime.features import FeatureMemory
+from fedprompt.runtime.memory import check_memory
 from fedprompt.runtime.worker import Facts, Worker
 
 SplitName = Literal["validation", "test"]
@@ -156,6 +157,7 @@ class InProcessPool:
     """
 
     def __init__(self, config: Config, data: FederatedData, memory: FeatureMemory | None = None) -> None:
+        check_memory(config, data)
         threads = threads_per_worker(config)
         torch.set_num_threads(threads)  # for the prototypes, too, as on Ray
         self._service = service_here(config, data) if config.is_blackbox else None

@@ -28,6 +28,7 @@ from fedprompt.data import FederatedData, View
 from fedprompt.data.images import Handle, NotHere, SharedRows
 from fedprompt.models.params import Params
 from fedprompt.runtime.build import build_remote
+from fedprompt.runtime.memory import check_memory
 from fedprompt.runtime.places import shares
 from fedprompt.runtime.pool import (
     Key,
@@ -52,10 +53,17 @@ ClientWorker = ray.remote(Worker)
 Call = Callable[[Any], tuple[ray.ObjectRef, Sequence[Any]]]
 
 
+def _largest_host() -> int:
+    """Bytes of memory that the cluster's largest host gives to Ray, objects included."""
+    given = [host["Resources"] for host in ray.nodes() if host["Alive"]]
+    return int(max(host.get("memory", 0) + host.get("object_store_memory", 0) for host in given))
+
+
 class RayPool:
     """Workers on a Ray cluster that is already connected, at ``places`` that are theirs."""
 
     def __init__(self, config: Config, data: FederatedData, places: PlacementGroup) -> None:
+        check_memory(config, data, _largest_host())
         there = PlacementGroupSchedulingStrategy(places)
         options = {"max_restarts": RESTARTS, "max_task_retries": RESTARTS, "scheduling_strategy": there}
         threads, classes = threads_per_worker(config), len(data.class_names)
