@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from special_files import SPECIAL, make_special
 from torch import Tensor
 
 from fedprompt.errors import InputError
@@ -235,6 +236,30 @@ def test_models_without_a_class_token_are_refused(name):
     assert message(name, "random", 240).startswith(f"backbone.name: '{name}' is not a VisionTransformer")
 
 
+UNFIT = [("vit_7b_patch16_dinov3", 224), ("resnet18", 224), ("swin_large_patch4_window12_384", 384), (TINY, 33)]
+
+
+@pytest.mark.parametrize(("name", "size"), [*UNFIT, (TINY, 2**40)])
+@pytest.mark.parametrize("source", ["random", "hub", "nowhere.pt"])
+def test_a_model_that_cannot_be_used_is_refused_before_it_takes_memory(monkeypatch, name, size, source):
+    timm, devices = import_timm(), []
+    create = timm.create_model
+
+    def watched(*given, **how):
+        devices.append(torch.empty(0).device.type)
+        return create(*given, **how)
+
+    monkeypatch.setattr(timm, "create_model", watched)
+    assert message(name, source, size).startswith(("backbone.name: ", "backbone.image_size: "))
+    assert set(devices) == {"meta"}
+
+
+def test_weights_of_another_architecture_are_refused_before_a_model_is_made(tmp_path, monkeypatch):
+    torch.save(create_backbone("vit_tiny_patch16_224", "random", 32).state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)
+    assert message(TINY, str(tmp_path / "w.pt"), 32).startswith(f"backbone.weights: {tmp_path}/w.pt has ")
+
+
 @pytest.mark.parametrize(("size", "nearest"), [(60, "56 or 70"), (5, "14")])
 def test_image_size_off_the_patch_grid_is_answered_with_the_nearest(size, nearest):
     text = message(DINO, "random", size)
@@ -314,6 +339,38 @@ def test_truncated_file_is_refused(name, tmp_path):
     save_file(state, path) if name.endswith("safetensors") else torch.save(state, path)
     path.write_bytes(path.read_bytes()[:-5000])
     assert message(TINY, str(path), 32).startswith(f"backbone.weights: {path} is ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value.int(),
+        lambda value: value * torch.nan,
+        lambda value: value.to(torch.complex64),
+        lambda value: value.to("meta"),
+        lambda value: value.to_sparse(),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused_by_their_name(tmp_path, change):
+    state = create_backbone(TINY, "random", 32).state_dict()
+    torch.save(state | {"norm.bias": change(state["norm.bias"])}, tmp_path / "w.pt")
+    text = message(TINY, str(tmp_path / "w.pt"), 32)
+    assert "'norm.bias'" in text
+    assert "finite floating-point numbers" in text
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_no_file_of_weights(tmp_path, kind, suffix):
+    make_special(kind, tmp_path / f"w{suffix}")
+    assert message(TINY, str(tmp_path / f"w{suffix}"), 32).startswith("backbone.weights: ")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_far_larger_than_the_backbone_is_not_read(tmp_path, suffix):
+    with (tmp_path / f"w{suffix}").open("wb") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    assert "holds 1,099,511,627,776 bytes; allowed for this backbone" in message(TINY, str(tmp_path / f"w{suffix}"), 32)
 
 
 def test_unknown_source_is_answered_with_the_allowed_ones():

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedprompt.errors import InputError, did_you_mean
-from fedprompt.files import open_regular
 from fedprompt.models import dinov2_onnx
 from fedprompt.models.timm_import import import_timm
-from fedprompt.models.torch_files import load_plain
+from fedprompt.models.weight_files import SOURCES, SUFFIXES, read_weights
 
-SOURCES = ("offline", "hub", "random")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 PAPER_BACKBONE = "vit_base_patch32_224.augreg_in21k_ft_in1k"
 _INIT_SEED = 0
+
+__all__ = ["SOURCES", "SUFFIXES", "BackboneEntry", "available", "blueprint", "create_backbone"]
 
 
 def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
@@ -39,16 +35,16 @@ def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
     """
     _check_name(name)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_INIT_SEED)  # torch.manual_seed would also seed the GPUs
         model = _build(name, weights, image_size)
     return model.eval().requires_grad_(False)
 
 
 def _build(name: str, weights: str, image_size: int) -> nn.Module:
+    plain = blueprint(name, image_size)
     if weights == "random":
-        return _untrained(name, image_size)
+        return _empty(name, image_size)
     if weights == "hub":
-        return _from_hub(name, image_size)
+        return _from_hub(name, image_size, plain.pretrained_cfg)
     if weights == "offline":
         if name != dinov2_onnx.NAME:
             raise InputError(
@@ -56,10 +52,12 @@ def _build(name: str, weights: str, image_size: int) -> nn.Module:
             )
         state, source = dinov2_onnx.load_offline(), "offline"
     else:
-        state, source = _read_file(weights), weights
+        state, source = read_weights(weights, most=_most_bytes(plain)), weights
     head = state.get("head.weight")
-    model = _untrained(name, image_size, num_classes=0 if head is None or head.ndim == 0 else head.shape[0])
-    _load(model, state, source)
+    classes = 0 if head is None or head.ndim == 0 else head.shape[0]
+    state = _fitting(state, plain, classes, source)
+    model = _empty(name, image_size, num_classes=classes)
+    model.load_state_dict(state)
     return model
 
 
@@ -81,21 +79,26 @@ def _check_name(name: str) -> None:
         )
 
 
-def _untrained(name: str, image_size: int, num_classes: int | None = None) -> nn.Module:
-    """Return the architecture for ``image_size``, after checking that it is one we can prompt."""
-    timm = import_timm()
+def blueprint(name: str, image_size: int) -> nn.Module:
+    """Return the architecture for ``image_size`` without memory for its weights (on torch's meta device).
+
+    InputError unless it is a VisionTransformer that can be prompted, at a size that it can have.
+    """
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise InputError(f"backbone.image_size: {image_size!r} is not a positive whole number of pixels")
     not_a_vit = InputError(
         f"backbone.name: '{name}' is not a VisionTransformer that reads its features from a class token; "
         f"allowed: for example {dinov2_onnx.NAME}, vit_base_patch32_224"
     )
-    sized = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        model = timm.create_model(name, pretrained=False, img_size=image_size, **sized)
+        with torch.device("meta"):
+            model = _empty(name, image_size)
     except (TypeError, AssertionError) as error:  # architectures without a position table do not know img_size
         raise not_a_vit from error
-    vit = timm.models.vision_transformer.VisionTransformer
+    except (RuntimeError, OverflowError) as error:  # sizes beyond 64 bits
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"backbone.image_size: {image_size} is too large for {name} ({reason})") from error
+    vit = import_timm().models.vision_transformer.VisionTransformer
     if not isinstance(model, vit) or not model.has_class_token or model.global_pool != "token":
         raise not_a_vit
     patch = model.patch_embed.patch_size[0]
@@ -109,8 +112,13 @@ def _untrained(name: str, image_size: int, num_classes: int | None = None) -> nn
     return model
 
 
-def _from_hub(name: str, image_size: int) -> nn.Module:
-    config = _untrained(name, image_size).pretrained_cfg  # a wrong name or size is said before any download
+def _empty(name: str, image_size: int, **sized: int) -> nn.Module:
+    """Return the architecture on torch's default device, with untrained weights that are the same at every call."""
+    torch.default_generator.manual_seed(_INIT_SEED)  # torch.manual_seed would also seed the GPUs
+    return import_timm().create_model(name, pretrained=False, img_size=image_size, **sized)
+
+
+def _from_hub(name: str, image_size: int, config: dict[str, Any]) -> nn.Module:
     cached = _in_hub_cache(config.get("hf_hub_id"), config.get("hf_hub_filename"))
     # Asking the hub about a file that is here would take half a minute of retries on a machine without network.
     overlay = {"file": cached, "custom_load": False} if cached else {}
@@ -141,57 +149,41 @@ def _ways_without_hub(name: str) -> str:
     return "ways to get it: " + "; ".join(ways)
 
 
-def _read_file(weights: str) -> dict[str, Tensor]:
-    """Return the state dict in a file, read without executing anything in it."""
-    path = Path(weights).expanduser()
-    if path.suffix not in SUFFIXES or not path.is_file():
-        found = "no such file" if path.suffix in SUFFIXES else "no known source"
-        raise InputError(
-            f"backbone.weights: '{weights}' is {found}{did_you_mean(weights, SOURCES)}; "
-            f"allowed: {', '.join(SOURCES)} or an existing {', '.join(SUFFIXES)} file"
-        )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"backbone.weights: {weights} is not a whole safetensors file ({error})") from error
-    try:
-        with open_regular(path, "backbone.weights") as file:
-            loaded = load_plain(file)
-    except InputError:
-        raise
-    except Exception as error:  # torch raises many types for truncated files and for pickles that want to run code
-        raise InputError(
-            f"backbone.weights: {weights} is damaged or holds more than plain tensors, which is not unpickled; "
-            "allowed: what torch.save(model.state_dict(), PATH) writes, or .safetensors"
-        ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise InputError(f"backbone.weights: {weights} holds no state dict (names to tensors)")
-    return dict(loaded)
+def _most_bytes(model: nn.Module) -> int:
+    """What a file of weights may take: eight times the model (optimizer and averages included), and a bit."""
+    return 8 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + 2**28
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load ``state``; only the position table may differ in shape, it is resampled to the model's grid."""
+def _fitting(state: dict[str, Tensor], model: nn.Module, classes: int, source: str) -> dict[str, Tensor]:
+    """Return ``state`` as a ``model`` with ``classes`` takes it; InputError names the first tensor that does not fit.
+
+    Only the position table may differ in shape, it is resampled to the model's grid.
+    """
     state = {key: value for key, value in state.items() if key != "mask_token"}  # DINOv2's pretraining task only
-    own = model.state_dict()
+    own = {key: list(value.shape) for key, value in model.state_dict().items() if classes or not _is_head(key)}
+    for key in filter(_is_head, own):
+        own[key][0] = classes
     for key in own:
         if key not in state:
             raise InputError(f"backbone.weights: {source} lacks '{key}' of this backbone")
-    for key in state:
+    for key, value in state.items():
         if key not in own:
             raise InputError(f"backbone.weights: {source} has '{key}', which this backbone does not have")
+        plain = value.is_floating_point() and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or not torch.isfinite(value.float()).all():
+            raise InputError(f"backbone.weights: '{key}' in {source} is not a tensor of finite floating-point numbers")
     if "pos_embed" in own:
         state["pos_embed"] = _resampled(state["pos_embed"], model, source)
     for key, value in state.items():
-        if value.shape != own[key].shape:
+        if list(value.shape) != own[key]:
             raise InputError(
-                f"backbone.weights: '{key}' in {source} has shape {list(value.shape)}, "
-                f"this backbone needs {list(own[key].shape)}"
+                f"backbone.weights: '{key}' in {source} has shape {list(value.shape)}, this backbone needs {own[key]}"
             )
-    model.load_state_dict(state)
+    return state
+
+
+def _is_head(key: str) -> bool:
+    return key in ("head.weight", "head.bias")
 
 
 def _resampled(table: Tensor, model: nn.Module, source: str) -> Tensor:
