@@ -3,13 +3,14 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from fedprompt.benchmarks import comparison
+from fedprompt.benchmarks import comparison, many_runs
 from fedprompt.benchmarks.comparison_tables import HARDEST_FIRST, accuracies, against_best_baseline, tables
 from fedprompt.benchmarks.contestants import (
     APART,
@@ -26,6 +27,7 @@ from fedprompt.benchmarks.contestants import (
 )
 from fedprompt.benchmarks.many_runs import FAILED, SEARCH, Job, Kept, rows_of
 from fedprompt.config import load
+from fedprompt.errors import InputError
 from fedprompt.study.tables import MISSING
 
 ROOT = Path(__file__).parent.parent
@@ -177,6 +179,16 @@ def test_a_run_that_diverged_has_a_row_and_is_neither_chosen_nor_repeated(tmp_pa
     assert [run.failed for run in kept] == [False, True]
     assert kept[1].is_of(job)
     assert comparison.best_rates(kept)["Fashion-MNIST"] == {"fedavg": ("local.lr=1",)}
+
+
+def test_a_run_of_other_settings_in_the_same_folder_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(many_runs, "one_per_core", nullcontext)
+    job = Job(tmp_path, "once", "alpha 0.1", "fedavg", 0, (), ("algorithm.name=fedavg", "federation.rounds=2"))
+    job.folder.mkdir()
+    (job.folder / "config.yaml").write_text(load(None, ["algorithm.name=fedavg", "federation.rounds=3"]).to_yaml())
+    (job.folder / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=r"^federation\.rounds: found 2, but .* has 3; allowed: another --output"):
+        many_runs.run_stages(tmp_path / "runs.csv", comparison.table, lambda done: [job])
 
 
 def made_up(**scores):

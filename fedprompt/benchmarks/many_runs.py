@@ -159,6 +159,8 @@ def run_stages(
     with one_per_core() as processes:
         for stage in stages:
             jobs = [job for job in stage(done) if job.ended or not any(run.is_of(job) for run in kept)]
+            for job in jobs:
+                _check_made(job)
             for job in run_all(processes, jobs, lambda job: job.ended, _run):
                 done.append(job)
                 write_atomic(csv, table(done).to_csv(index=False, float_format="%.6g").encode())
@@ -170,6 +172,15 @@ def sorted_by_names(table: pd.DataFrame, columns: Sequence[str], names: Iterable
     """Rows in the order of their columns, where names count by their place in ``names``."""
     places = {name: place for place, name in enumerate(names)}
     return table.sort_values(list(columns), key=lambda of: of.map(lambda value: places.get(value, value)))
+
+
+def _check_made(job: Job) -> None:
+    """Raise InputError where a run that has ended was another one: its folder does not tell all of its settings."""
+    if job.ended:
+        from fedprompt.config import load
+        from fedprompt.runtime.resuming import check_made
+
+        check_made(job.folder, load(None, list(job.overrides)), "another --output, or delete that run's folder")
 
 
 def _run(job: Job) -> None:

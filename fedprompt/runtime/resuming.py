@@ -11,7 +11,7 @@ from typing import Any
 
 from fedprompt.algorithms.base import Algorithm
 from fedprompt.algorithms.structure import described, difference, problem
-from fedprompt.config import Config, from_dict
+from fedprompt.config import Config, from_dict, load
 from fedprompt.data.fingerprint import Fingerprint, change
 from fedprompt.errors import InputError
 from fedprompt.models.params import Params
@@ -96,6 +96,23 @@ def changed(before: Config, now: Config) -> str | None:
         key for key in {**here, **then} if _differs(key, then, here, ()) or (key == ROOT and then[key] != here[key])
     )
     return next(differ, None)
+
+
+def check_made(folder: Path, config: Config, allowed: str) -> None:
+    """Raise InputError, naming the key, where the run in a folder was made with another configuration or length.
+
+    Without a config.yaml there is nothing to compare.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    before = load(path)
+    key = changed(before, config)
+    if key is None and before.federation.rounds != config.federation.rounds:
+        key = "federation.rounds"
+    if key is not None:
+        then, now = flat(before.model_dump(mode="json")), flat(config.model_dump(mode="json"))
+        raise InputError(f"{key}: found {_shown(now, key)}, but {path} has {_shown(then, key)}; allowed: {allowed}")
 
 
 def check_data(found: Checkpoint, config: Config, data: Fingerprint) -> None:

@@ -28,6 +28,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.on_ray import DRIVER_RESTARTS, connected
+from fedprompt.runtime.resuming import check_made
 from fedprompt.runtime.run import saved_settings
 from fedprompt.study.outcomes import Outcomes, read_endings
 from fedprompt.study.personalize import settings_of
@@ -72,12 +73,15 @@ def planned(path: Path, overrides: Sequence[str], output: Path | None) -> Sweep:
 
 
 def resumed(output: Path, path: Path | None, overrides: Sequence[str]) -> Sweep:
-    """Read the sweep in ``output`` again; only where it runs may change."""
+    """Read the sweep in ``output`` again; only where it runs may change, in its file, too."""
     saved = saved_settings(output, "sweep", path)
     for override in overrides:
         if override.partition(".")[0].strip() not in FREE_ON_RESUME:
             raise InputError(f"{override}: cannot change on --resume; allowed: keys of {' and '.join(FREE_ON_RESUME)}")
-    return _expanded(saved, overrides, output)
+    sweep = _expanded(saved, overrides, output)
+    for trial in sweep.trials:
+        check_made(output / trial.name, trial.config, f"on --resume what {saved} said at the start")
+    return sweep
 
 
 def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:

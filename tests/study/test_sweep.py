@@ -247,6 +247,20 @@ def test_only_where_a_sweep_runs_may_change_on_resume(plan):
         resumed(plan.output, plan.output / "sweep.yaml", [])
 
 
+@pytest.mark.parametrize("key", ["local.lr", "federation.rounds", "data.limit"])
+def test_a_sweep_whose_file_was_edited_takes_no_trial_of_the_one_before_for_its_own(plan, key):
+    plan.output.mkdir()
+    (plan.output / "sweep.yaml").write_text(plan.file.to_yaml())
+    config, folder = plan.trials[1].config, plan.output / plan.trials[1].name
+    folder.mkdir()
+    section, name = key.split(".")
+    other = getattr(config, section).model_copy(update={name: 7})
+    (folder / "config.yaml").write_text(config.model_copy(update={section: other}).to_yaml())
+    with pytest.raises(InputError, match=rf"^{key}: found .*, but {folder}/config\.yaml has 7") as caught:
+        resumed(plan.output, None, [])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_storage_with_checkpoints_of_another_sweep_is_refused(tmp_path):
     path = sweep_file(tmp_path, space={"seed": {"grid": [0, 1]}})
     taken = tmp_path / "storage" / "001-seed1"
