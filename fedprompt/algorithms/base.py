@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, Field
 
 from fedprompt.client.rules import ZEROTH_ORDER, LocalOptions, LocalRule, make_rule
 from fedprompt.client.tasks import Task, Update
 from fedprompt.models.params import HEAD, Params, is_finite, weighted_mean
+from fedprompt.settings import Section
 
 KINDS = ("prompt", "deep", "pool", "none", "adapter", "lora", "full", "visual")
 Metrics = dict[str, float]
@@ -57,10 +58,19 @@ class Setting:
     constants: tuple[str, ...] = ()  # names of tensors that stay as the run's seed draws them
 
 
-class NoSettings(BaseModel):
+class MethodSettings(Section):
+    """Base of every method's own settings: no unknown keys, no infinity, no changes once they are read."""
+
+
+class NoSettings(MethodSettings):
     """A method without settings of its own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+# Limits that no sensible experiment reaches: beyond them numbers overflow in float32, or memory ends.
+Rate = Annotated[float, Field(gt=0, le=1e30)]
+Weight = Annotated[float, Field(ge=0, le=1e30)]
+Positive = Annotated[float, Field(ge=1e-12, le=1e12)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Algorithm:
@@ -90,6 +100,10 @@ class Algorithm:
     def is_personal(self, name: str) -> bool:
         """Whether every client has a tensor called ``name`` of its own, so that no global one serves them all."""
         return self.setting.personal_head and name.startswith(HEAD)
+
+    def resizes(self, name: str) -> bool:
+        """Whether ``aggregate`` may change the number of rows of the tensor called ``name``: of a pool."""
+        return name == "pool"
 
     def is_constant(self, name: str) -> bool:
         """Whether the tensor called ``name`` never changes: all draw it from the run's seed, nobody sends it."""

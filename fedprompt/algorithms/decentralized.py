@@ -21,10 +21,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy.sparse import csr_array
 
-from fedprompt.algorithms.base import RULE, Algorithm, Metrics, State
+from fedprompt.algorithms.base import RULE, Algorithm, MethodSettings, Metrics, State
 from fedprompt.algorithms.gossip import Compression, Models, mix, mix_compressed
 from fedprompt.algorithms.graphs import Graph, among, lose, make_links, metropolis, spectral_gap
 from fedprompt.client.tasks import Task, Update
@@ -34,7 +34,7 @@ PUBLIC = "public."  # prefix, in a client's store, of the copies that its neighb
 KNOWN = "known"  # in the state's memory: bool [N, N], whether client i holds today's public copy of client j
 
 
-class GossipSettings(BaseModel):
+class GossipSettings(MethodSettings):
     """Who talks to whom, and what they send.
 
     ``graph``: see ``graphs.make_links``; ``degree`` is for ``random``. ``link_loss``: probability that a link fails for
@@ -42,10 +42,8 @@ class GossipSettings(BaseModel):
     ``gamma``: γ of compressed gossip; left out: a value that is known to converge.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     graph: Graph = "ring"
-    degree: int = Field(4, ge=2, multiple_of=2)
+    degree: int = Field(4, ge=2, le=1_000, multiple_of=2)
     link_loss: float = Field(0.0, ge=0, lt=1)
     compress: Literal["none", "quantise", "topk"] = "none"
     bits: int = Field(8, ge=2, le=16)

@@ -12,7 +12,7 @@ SAM is a local rule (``client/sam.py``), so both methods are DFedAvg with ρ > 0
 
 from __future__ import annotations
 
-from pydantic import PositiveInt
+from pydantic import Field
 
 from fedprompt.algorithms.decentralized import GossipSettings
 from fedprompt.algorithms.dfedavg import DFedAvg
@@ -31,7 +31,7 @@ class DFedSAM(DFedAvg):
 class MGSSettings(GossipSettings):
     """As all without a server; ``gossip_steps``: Q, each of them sends a message over every link."""
 
-    gossip_steps: PositiveInt = 4
+    gossip_steps: int = Field(4, ge=1, le=1_000)
 
 
 @algorithm("dfedsam-mgs", "DFedSAM-MGS: DFedSAM with several gossip steps a round", SOURCE)

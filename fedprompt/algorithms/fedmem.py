@@ -20,9 +20,8 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, State, Weight
 from fedprompt.algorithms.fedprox import pulled
 from fedprompt.algorithms.memory import heads, remembered_mean
 from fedprompt.algorithms.registry import algorithm
@@ -32,13 +31,11 @@ from fedprompt.errors import InputError
 from fedprompt.models.params import HEAD, Params, weighted_mean
 
 
-class FedMemSettings(BaseModel):
+class FedMemSettings(MethodSettings):
     """What is remembered, everything or the head alone; ``mu``: weight of the clients' pull to what they were sent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     remembers: Literal["all", "head"] = "all"
-    mu: float = Field(0.0, ge=0)
+    mu: Weight = 0.0
 
 
 @algorithm("fedmem", "FedMem: the newest params of every client that was ever heard of are averaged")

@@ -25,10 +25,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Rate, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import Params, weighted_mean
@@ -36,16 +36,14 @@ from fedprompt.models.params import Params, weighted_mean
 AVERAGE = "average"  # in the state's memory: what clients go on from in the published code's form
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(MethodSettings):
     """``server``: its optimizer. ``server_lr``: η. ``tau``: τ, the start of √v."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     server: Literal["adam", "yogi", "adagrad", "momentum", "sgd"] = "adam"
-    server_lr: PositiveFloat = 1e-2
+    server_lr: Rate = 1e-2
     beta1: float = Field(0.9, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
-    tau: PositiveFloat = 1e-3
+    tau: float = Field(1e-3, ge=1e-18, le=1e18)  # its square is a float32
 
 
 class FedOptSettings(ServerSettings):

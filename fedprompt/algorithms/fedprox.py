@@ -16,10 +16,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fedprompt.algorithms.base import Setting
+from fedprompt.algorithms.base import MethodSettings, Setting, Weight
 from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots, make_rule
@@ -27,12 +26,10 @@ from fedprompt.client.wrappers import WrappedOracle, WrappedRule
 from fedprompt.models.params import Params
 
 
-class FedProxSettings(BaseModel):
+class FedProxSettings(MethodSettings):
     """``mu``: weight of the pull to what was sent. ``form``: the paper's, or the study's published code's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mu: float = Field(1e-3, ge=0)
+    mu: Weight = 1e-3
     form: Literal["paper", "reference"] = "paper"
 
 

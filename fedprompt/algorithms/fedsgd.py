@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from pydantic import PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
-from fedprompt.algorithms.base import Metrics, State
+from fedprompt.algorithms.base import Metrics, Rate, State
 from fedprompt.algorithms.fedopt import ServerOptimizer, ServerSettings
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots
@@ -32,8 +32,8 @@ from fedprompt.models.params import Params, weighted_mean
 class FedSGDSettings(ServerSettings):
     """The server's optimizer; a mean gradient is smaller than a mean move, and so are its rate and τ."""
 
-    server_lr: PositiveFloat = 1e-3
-    tau: PositiveFloat = 1e-6
+    server_lr: Rate = 1e-3
+    tau: float = Field(1e-6, ge=1e-18, le=1e18)
 
 
 @algorithm(

@@ -16,15 +16,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import Field
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Positive, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import weighted_mean
@@ -32,15 +32,13 @@ from fedprompt.models.params import weighted_mean
 SETS = ("prompt", "deep", "pool")  # params [..., L, D] whose rows are sets of prompts
 
 
-class GMMSettings(BaseModel):
+class GMMSettings(MethodSettings):
     """The mixture; ``covariance``, ``regularization`` and ``iterations`` are those of scikit-learn's estimators."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mixture: Literal["plain", "bayesian"] = "plain"
     covariance: Literal["diag", "spherical", "tied", "full"] = "diag"
-    regularization: PositiveFloat = 1e-6
-    iterations: PositiveInt = 100
+    regularization: Positive = 1e-6
+    iterations: int = Field(100, ge=1, le=100_000)
 
 
 @algorithm(
@@ -85,5 +83,14 @@ class GMM(Algorithm):
         )
         with warnings.catch_warnings(), threadpool_limits(1):  # the same bits on any number of cores
             warnings.simplefilter("ignore", ConvergenceWarning)  # `mixture_iterations` tells
-            mixture.fit(points.double().numpy())
+            _fit(mixture, points.double().numpy())
         return torch.from_numpy(mixture.means_).to(sets.dtype), mixture.n_iter_
+
+
+def _fit(mixture: Any, points: np.ndarray) -> None:
+    """Fit; raises FloatingPointError where a component's covariance has no inverse."""
+    try:
+        mixture.fit(points)
+    except ValueError as error:
+        reason = str(error).split(". ")[0]
+        raise FloatingPointError(f"{reason}; a larger algorithm.regularization prevents it") from error

@@ -16,21 +16,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PositiveFloat
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Rate, State
 from fedprompt.algorithms.memory import heard
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import weighted_mean
 
 
-class MifaSettings(BaseModel):
+class MifaSettings(MethodSettings):
     """``server_lr``: η."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    server_lr: PositiveFloat = 1.0
+    server_lr: Rate = 1.0
 
 
 @algorithm(

@@ -24,10 +24,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat
 from torch import Tensor
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Rate, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule, Slots, make_rule
 from fedprompt.client.tasks import Update
@@ -37,12 +36,10 @@ from fedprompt.models.params import HEAD, Params, weighted_mean
 GENERATED = ("prompt", "pool")
 
 
-class PFedPGSettings(BaseModel):
+class PFedPGSettings(MethodSettings):
     """``server_lr``: η_s. ``schedule``: one server step per client, or one per cohort."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    server_lr: PositiveFloat = 0.2
+    server_lr: Rate = 0.2
     schedule: Literal["client", "cohort"] = "client"
 
 

@@ -24,10 +24,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
-from fedprompt.algorithms.base import Algorithm, Metrics, Setting, State
+from fedprompt.algorithms.base import Algorithm, Count, MethodSettings, Metrics, Rate, Setting, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.algorithms.set_aggregation import GenerativeSettings, SetAggregation, aggregate_sets
 from fedprompt.client.tasks import Update
@@ -38,7 +38,7 @@ from fedprompt.wording import counted
 SERVED = "served_in_test"
 
 
-class FitSettings(BaseModel):
+class FitSettings(MethodSettings):
     """How the server fits the generative model.
 
     ``schedule``: ``sequential`` steps and matches client by client as the published code does, ``joint`` all at once.
@@ -46,20 +46,18 @@ class FitSettings(BaseModel):
     published code's form; ``none`` matches by the likelihood alone.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     schedule: Literal["sequential", "joint"] = "sequential"
     prior: Literal["odds", "reference", "none"] = "odds"
-    sweeps: PositiveInt = 50
-    lr: PositiveFloat = 1e-3
-    hidden: PositiveInt = 128
+    sweeps: int = Field(50, ge=1, le=100_000)
+    lr: Rate = 1e-3
+    hidden: int = Field(128, ge=1, le=16_384)
 
     def generative(self) -> GenerativeSettings:
         """The settings as the set aggregation takes them."""
         return GenerativeSettings(**{name: getattr(self, name) for name in FitSettings.model_fields})
 
 
-class PoolSettings(BaseModel):
+class PoolSettings(MethodSettings):
     """What becomes of a pool that is matched.
 
     ``candidates``: which prompts are matched, those that the ``cohort`` used, or, as in the
@@ -68,11 +66,9 @@ class PoolSettings(BaseModel):
     its first size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     candidates: Literal["cohort", "cohort+test"] = "cohort"
-    max_pool: PositiveInt | None = None
-    warn_growth: float = Field(3.0, gt=1)
+    max_pool: Count | None = None
+    warn_growth: float = Field(3.0, gt=1, le=1e6)
 
 
 class PFPTSettings(PoolSettings, FitSettings):

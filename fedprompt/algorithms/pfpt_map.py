@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
+from fedprompt.algorithms.base import Positive, Weight
 from fedprompt.algorithms.fedprox import pulled
 from fedprompt.algorithms.map_aggregation import MapOptions, aggregate_around
 from fedprompt.algorithms.pfpt import PFPT, PoolSettings
@@ -35,11 +36,11 @@ class PFPTMapSettings(PoolSettings):
     ``mu``: weight of the clients' pull to what they were sent.
     """
 
-    gamma: PositiveFloat = 1.0
-    concentration: PositiveFloat = 1.0
-    evidence: PositiveFloat = 10.0
-    sweeps: PositiveInt = 10
-    mu: float = Field(0.0, ge=0)
+    gamma: Positive = 1.0
+    concentration: Positive = 1.0
+    evidence: Positive = 10.0
+    sweeps: int = Field(10, ge=1, le=100_000)
+    mu: Weight = 0.0
 
     def options(self) -> MapOptions:
         """The settings as the set aggregation takes them."""

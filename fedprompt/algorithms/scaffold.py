@@ -22,22 +22,19 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat
 from torch import Tensor
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Rate, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import Params, weighted_mean
 
 
-class ScaffoldSettings(BaseModel):
+class ScaffoldSettings(MethodSettings):
     """``server_lr``: η_g. ``form``: the paper's, or the study's published code's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    server_lr: PositiveFloat = 1.0
+    server_lr: Rate = 1.0
     form: Literal["paper", "reference"] = "paper"
 
 

@@ -133,8 +133,14 @@ def mean_of_matched(sets: Tensor, assignment: Tensor, size: int) -> tuple[Tensor
 
 
 def match(weights: np.ndarray) -> np.ndarray:
-    """Return the one-to-one assignment [n] of rows to columns with the largest sum of ``weights`` [n, K], n ≤ K."""
-    return linear_sum_assignment(weights, maximize=True)[1]
+    """Return the one-to-one assignment [n] of rows to columns with the largest sum of ``weights`` [n, K], n ≤ K.
+
+    Raises FloatingPointError where weights are no numbers.
+    """
+    try:
+        return linear_sum_assignment(weights, maximize=True)[1]
+    except ValueError as error:  # NaN, or infinite where it would have to be chosen
+        raise FloatingPointError(f"the weights of a matching ({error})") from error
 
 
 def start(sets: Tensor, hidden: int, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:

@@ -27,10 +27,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
-from fedprompt.algorithms.base import Algorithm, Metrics, State
+from fedprompt.algorithms.base import Algorithm, Count, Metrics, State
 from fedprompt.algorithms.pfpt import FitSettings
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.algorithms.set_aggregation import aggregate_sets
@@ -48,7 +47,7 @@ class UnitSettings(FitSettings):
     """
 
     merged: Literal["mean", "fitted"] = "mean"
-    max_units: PositiveInt | None = None
+    max_units: Count | None = None
 
 
 @algorithm(
@@ -62,6 +61,10 @@ class PFPTUnits(Algorithm):
     kinds = ("adapter", "lora")
     Settings = UnitSettings
     settings: UnitSettings
+
+    def resizes(self, name: str) -> bool:
+        """Sets of units grow."""
+        return _is_of_unit(name)
 
     def aggregate(self, state: State, updates: Sequence[Update], rng: np.random.Generator) -> tuple[State, Metrics]:
         """Match and merge every block's units, average the rest."""

@@ -15,6 +15,8 @@ from statistics import median
 from fedprompt.config import FederationSection
 from fedprompt.seeding import Stream, generator
 
+LONGEST = 600.0  # logarithm of a slowness: any deadline is over by then, and e^710 overflows
+
 
 @dataclass(frozen=True)
 class Attendance:
@@ -30,17 +32,20 @@ def attendance(federation: FederationSection, seed: int, round: int, steps: Mapp
 
     A client takes steps × slowness, with a slowness of its own for the whole run: log-normal with median 1 and
     ``speed_spread`` as the standard deviation of its logarithm. The deadline is in multiples of the cohort's median.
+    Slowness is counted from the cohort's median, so that no spread makes a time overflow.
     """
     cohort = sorted(steps)
     dropped = [c for c in cohort if generator(seed, Stream.ABSENCE, round, c).random() < federation.dropout]
     late = []
-    if federation.deadline is not None:
-        times = {c: steps[c] * slowness(seed, c, federation.speed_spread) for c in cohort}
+    if federation.deadline is not None and cohort:
+        logs = {c: log_slowness(seed, c, federation.speed_spread) for c in cohort}
+        middle = median(logs.values())
+        times = {c: steps[c] * math.exp(min(log - middle, LONGEST)) for c, log in logs.items()}
         end = federation.deadline * median(times.values())
         late = [c for c in cohort if times[c] > end and c not in dropped]
     return Attendance([c for c in cohort if c not in dropped and c not in late], dropped, late)
 
 
-def slowness(seed: int, client: int, spread: float) -> float:
-    """Time that a client takes for one local step, where the median client takes 1."""
-    return math.exp(spread * generator(seed, Stream.SLOWNESS, 0, client).standard_normal())
+def log_slowness(seed: int, client: int, spread: float) -> float:
+    """Logarithm of the time that a client takes for one local step, where the median client takes 1."""
+    return spread * generator(seed, Stream.SLOWNESS, 0, client).standard_normal()

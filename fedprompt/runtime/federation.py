@@ -18,6 +18,7 @@ from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.models.params import Params, is_finite, size_in_bytes
 from fedprompt.runtime.attendance import attendance
+from fedprompt.runtime.checked import CheckedMethod, in_round
 from fedprompt.runtime.checkpoint_file import Best, Checkpoint
 from fedprompt.runtime.pool import Pool
 from fedprompt.runtime.results import ASKED, asked_before, best_of, is_better, make_result, numbers_of
@@ -51,7 +52,8 @@ class Federation:
         start: Start,
         output: Path,
     ) -> None:
-        self._config, self._algorithm, self._data, self._pool = config, algorithm, data, pool
+        self._config, self._data, self._pool = config, data, pool
+        self._algorithm = CheckedMethod(algorithm, config, pool.facts.params, len(data.clients))
         self._store, self._output = start.store, output
         self._origin = origin_of(config, data.fingerprint, start.files)
         self._stop = False
@@ -97,7 +99,8 @@ class Federation:
                 if self._stop:
                     raise Stopped
             for round in range(self.first_round, config.federation.rounds + 1):
-                after, record = self._round(round)
+                with in_round(round, self._output):
+                    after, record = self._round(round)
                 with self._writing():
                     tracker.round(record, _prompts(after.state))
                 self._now = after  # only now: an interrupted round leaves no trace in the next checkpoint
@@ -124,13 +127,15 @@ class Federation:
                 tracker.close()
 
     def _beginning(self) -> Checkpoint:
-        params = self._pool.facts.params
-        state = self._algorithm.init(params, generator(self._config.seed, Stream.INIT, 0, 1))
+        with in_round(0, self._output):
+            state = self._algorithm.init(generator(self._config.seed, Stream.INIT, 0, 1))
         return Checkpoint(0, state, origin=self._origin)
 
     def _going_on(self, found: Checkpoint) -> Checkpoint:
         """The checkpoint as this run continues it; what the user should know of it becomes a note."""
-        check_state(found, self._algorithm, self._pool.facts.params, self._config, self._store.name(found.round))
+        check_state(
+            found, self._algorithm.unchecked, self._pool.facts.params, self._config, self._store.name(found.round)
+        )
         self._pool.resume(asked_before(found.totals))
         path, best, first_line = self._output / "metrics.jsonl", found.best, found.first_line
         records = rounds_so_far(path, found.round)
@@ -161,7 +166,7 @@ class Federation:
 
     def _first_evaluation(self, tracker: Tracker) -> Record:
         seconds: dict[str, float] = {}
-        with _timed(seconds, "evaluate"):
+        with _timed(seconds, "evaluate"), in_round(0, self._output):
             state, scored = self._evaluate(self._now.state)
         self._now = replace(self._now, state=state, totals=self._asked(self._now.totals))
         pool = self._now.state.params.get("pool")
@@ -197,7 +202,7 @@ class Federation:
                 "train": {"loss": _mean_loss(updates)},
                 "aggregate": metrics,
                 "seconds": seconds,
-                "warnings": self._notes + _warnings(updates, told) + algorithm.warnings(metrics),
+                "warnings": self._notes + _warnings(updates, told) + (algorithm.warnings(metrics) if updates else []),
             }
             if self._is_scored(round):
                 with _timed(seconds, "evaluate"):
@@ -234,11 +239,10 @@ class Federation:
         return finite, {**absent, "communication": self._communication(tasks, updates)}
 
     def _diverged(self, round: int, clients: Sequence[int], answered: int) -> str:
-        local, share = self._config.local, self._config.federation.max_lost
         return (
             f"round {round}: the params of clients {list(clients)}, {len(clients)} of {answered} that answered, became "
-            f"infinite or not a number (local.lr = {local.lr:g}, local.prompt_lr = {local.prompt_lr:g}); "
-            f"allowed by federation.max_lost: a share of {share:g}"
+            f"infinite or not a number ({self._algorithm.rates}); "
+            f"allowed by federation.max_lost: a share of {self._config.federation.max_lost:g}"
         )
 
     def _steps(self, client: int, epochs: float) -> int:
@@ -249,7 +253,7 @@ class Federation:
         answers = {client: update for update in updates for client in update.clients}
         none = Update(client=-1, samples=0, steps=0, params={}, selected=None, loss=math.nan)
         pairs = [self._algorithm.travelling(task, answers.get(task.client, none)) for task in tasks]
-        down, up = (sum(size_in_bytes(sent) for sent in way) for way in zip(*pairs, strict=True))
+        down, up = (sum(size_in_bytes(pair[way]) for pair in pairs) for way in (0, 1))
         return {"up_bytes": up, "down_bytes": down}
 
     def _is_scored(self, round: int) -> bool:

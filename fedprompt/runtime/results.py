@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -27,8 +28,9 @@ def make_result(
     """Put together ``result.json`` (its keys are a contract, see README)."""
     scored = [record for record in records if "test" in record and record["round"] > 0]
     last = scored[-LAST:]
-    mean = {name: float(np.mean([numbers_of(record)[name] for record in last])) for name in numbers_of(last[-1])}
-    pools = [record["aggregate"]["pool_size"] for record in records if "pool_size" in record.get("aggregate", {})]
+    mean = {name: _mean([numbers_of(record).get(name) for record in last]) for name in numbers_of(last[-1])}
+    sizes = [record.get("aggregate", {}).get("pool_size") for record in records]
+    pools = [size for size in sizes if size is not None]
     cohorts, dropped, late, left_out = (
         sum(len(record.get(name, ())) for record in records) for name in ("cohort", "dropped", "late", "left_out")
     )
@@ -61,12 +63,21 @@ def make_result(
     }
 
 
-def _agreement(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _mean(numbers: Sequence[float | None]) -> float | None:
+    """The mean; None where any of them is no number, which a model that has diverged leaves behind as its loss."""
+    return None if None in numbers else float(np.mean(numbers))
+
+
+def _or_least(number: float | None) -> float:
+    return -math.inf if number is None else number
+
+
+def _agreement(records: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     """How far clients without a server are apart at the end, and the mean spectral gap of the rounds' graphs."""
     mixed = [record["aggregate"] for record in records if "spectral_gap" in record.get("aggregate", {})]
     if not mixed:
         return {}
-    gap = float(np.mean([metrics["spectral_gap"] for metrics in mixed]))
+    gap = _mean([metrics["spectral_gap"] for metrics in mixed])
     return {"consensus_distance": mixed[-1]["consensus_distance"], "spectral_gap": gap}
 
 
@@ -95,7 +106,7 @@ def best_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def is_better(numbers: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
     """Whether a later round is better on validation than the best so far."""
-    return best is None or numbers["validation_accuracy"] > best["validation_accuracy"]
+    return best is None or _or_least(numbers["validation_accuracy"]) > _or_least(best["validation_accuracy"])
 
 
 def numbers_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fedprompt.algorithms.base import Algorithm, State
 from fedprompt.client.evaluate import Predictions, client_scores, scores
 from fedprompt.data import FederatedData
 from fedprompt.models.params import HEAD, Params
+from fedprompt.runtime.checked import CheckedMethod
 from fedprompt.runtime.pool import Pool, SplitName
 from fedprompt.seeding import Stream, generator
 
@@ -18,7 +19,7 @@ SUBSAMPLE = 200  # images of a split on which every client's own model is scored
 
 
 def evaluate(
-    pool: Pool, algorithm: Algorithm, state: State, data: FederatedData, seed: int
+    pool: Pool, algorithm: CheckedMethod, state: State, data: FederatedData, seed: int
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Return ``validation``, ``test`` and ``clients`` as they stand in a line of metrics.jsonl.
 
@@ -74,7 +75,7 @@ def subsample(labels: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(by_class[np.linspace(0, len(labels) - 1, size).round().astype(int)])
 
 
-def _clients_params(algorithm: Algorithm, state: State, data: FederatedData) -> dict[int, Params]:
+def _clients_params(algorithm: CheckedMethod, state: State, data: FederatedData) -> dict[int, Params]:
     return {client: algorithm.broadcast(state, client) for client in range(len(data.local_tests))}
 
 
@@ -82,7 +83,7 @@ def _shared_local(test: Predictions, data: FederatedData) -> dict[str, Any]:
     return client_scores([test.take(i).accuracy for i in data.local_tests], [len(i) for i in data.local_tests])
 
 
-def _own_local(pool: Pool, algorithm: Algorithm, state: State, data: FederatedData) -> dict[str, Any]:
+def _own_local(pool: Pool, algorithm: CheckedMethod, state: State, data: FederatedData) -> dict[str, Any]:
     indices = {client: own for client, own in enumerate(data.local_tests) if len(own)}
     models = {c: params for c, params in _clients_params(algorithm, state, data).items() if c in indices}
     predictions = pool.predict_clients("test", models, indices)
@@ -91,7 +92,7 @@ def _own_local(pool: Pool, algorithm: Algorithm, state: State, data: FederatedDa
 
 
 def _mean_over_clients(
-    pool: Pool, algorithm: Algorithm, state: State, data: FederatedData, split: SplitName, seed: int
+    pool: Pool, algorithm: CheckedMethod, state: State, data: FederatedData, split: SplitName, seed: int
 ) -> dict[str, Any]:
     labels = getattr(data, split).labels
     part, models = subsample(labels, seed), _clients_params(algorithm, state, data)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fedprompt.config import FederationSection
 from fedprompt.errors import RunFailed
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import worker
-from fedprompt.runtime.attendance import attendance, slowness
+from fedprompt.runtime.attendance import attendance, log_slowness
 from fedprompt.runtime.pool import InProcessPool
 
 SOME = ("federation.dropout=0.4", "federation.deadline=1.5", "federation.cohort=6")
@@ -56,7 +57,7 @@ def test_with_equal_speeds_those_are_late_whose_steps_exceed_the_deadline_in_med
 def test_with_equal_work_those_are_late_who_are_slow_in_every_round():
     steps = dict.fromkeys(range(30), 7)
     late = parts(steps, deadline=1.3, speed_spread=0.8)[2]
-    slow = {client: slowness(0, client, 0.8) for client in steps}
+    slow = {client: math.exp(log_slowness(0, client, 0.8)) for client in steps}
     assert late == [client for client, time in slow.items() if time > 1.3 * np.median(list(slow.values()))]
     assert 3 < len(late) < 27
     assert parts(steps, round=2, deadline=1.3, speed_spread=0.8)[2] == late
@@ -64,9 +65,25 @@ def test_with_equal_work_those_are_late_who_are_slow_in_every_round():
 
 
 def test_slowness_is_log_normal_with_median_1_and_the_given_spread():
-    logarithms = np.log([slowness(3, client, 0.7) for client in range(2000)])
+    logarithms = np.array([log_slowness(3, client, 0.7) for client in range(2000)])
     assert logarithms.mean() == pytest.approx(0, abs=0.05)
     assert logarithms.std() == pytest.approx(0.7, abs=0.04)
+
+
+@pytest.mark.parametrize("spread", [500, 1e6, 1e150])
+@pytest.mark.parametrize("clients", [1, 2, 7, 8])
+def test_however_far_speeds_are_apart_the_slow_are_late_and_the_fast_are_not(spread, clients):
+    steps = dict.fromkeys(range(clients), 10**6)
+    logs = sorted((log_slowness(0, client, spread), client) for client in steps)
+    federation = SimpleNamespace(dropout=0, deadline=1.0, speed_spread=spread)  # more than the configuration allows
+    there = attendance(federation, 0, 1, steps)
+    present, late = there.present, there.late
+    assert late == sorted(client for _, client in logs[(clients + 1) // 2 :])
+    assert sorted(present + late) == list(steps)
+
+
+def test_a_cohort_of_nobody_is_divided_into_nobody():
+    assert parts({}, deadline=0.5, dropout=0.5) == ([], [], [])
 
 
 def test_a_client_is_absent_for_one_reason_only_and_nobody_is_lost():
