@@ -243,6 +243,7 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
 
     given = Path(path) if path else None
     plan = sweeping.resumed(output, given, overrides) if resume else sweeping.planned(given, overrides, output)
+    click.echo("fedprompt: starting Ray")
     again = f"fedprompt sweep --resume --output {shlex.quote(str(plan.output))}"
     with stoppable(again, plan.output / "sweep.yaml"), told_in_one_line(plan.output, plan.file.to_yaml()):
         outcomes = sweeping.run(plan, _say)

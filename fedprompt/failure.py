@@ -12,7 +12,8 @@ from typing import Any
 
 import click
 
-from fedprompt.errors import InputError, RunFailed, os_error_line
+from fedprompt.errors import LONGEST_LINE, InputError, RunFailed, os_error_line
+from fedprompt.texts import printable
 
 DETAILS = "error.txt"
 PASSED = (InputError, RunFailed, click.ClickException, click.exceptions.Exit, click.Abort)
@@ -35,12 +36,11 @@ def told(error: BaseException, folder: Path | None, configuration: str = "") -> 
         return {"error": str(cause), "code": 1}
     if isinstance(cause, OSError) and not _is_rays(cause) and not _is_lack_of_memory(cause):
         return {"error": os_error_line(cause), "code": 1}
-    where = "a worker failed" if _is_rays(error) else "failed"
-    line = f"{where} ({_kind(cause)}: {_reason(cause)})"
+    line = f"{'a worker failed' if _is_rays(error) else 'failed'} ({_kind(cause)}: {_reason(cause)})"
     if _is_lack_of_memory(cause):
         line = f"out of memory ({_kind(cause)}: {_reason(cause)}); less of it need smaller {SMALLER}"
     path = _written(error, folder, configuration)
-    return {"error": f"{line}; all of it in {path}" if path else line, "code": 1}
+    return {"error": printable(f"{line}; all of it in {path}" if path else line, LONGEST_LINE), "code": 1}
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _kind(error: BaseException) -> str:
 def _reason(error: BaseException) -> str:
     """The error's first line; the last one of Ray's, which are a traceback as text."""
     lines = [line.strip() for line in _ESCAPES.sub("", _text(error)).splitlines() if line.strip()]
-    return " ".join((lines[-1 if _is_rays(error) else 0] if lines else "no reason given").split())[:300]
+    return printable(lines[-1 if _is_rays(error) else 0] if lines else "no reason given", 300)
 
 
 def _text(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedprompt.errors import InputError
-from fedprompt.tracking import Progress, Tracker, files, metrics
+from fedprompt.tracking import Progress, Tracker, files, metrics, progress
 from fedprompt.tracking.plots import accuracy_figure, partition_figure, pixels, save, trajectory_figure
 from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots
 from fedprompt.tracking.tensorboard import scalar_tags
@@ -355,6 +355,66 @@ def test_progress_says_nothing_but_notes_where_there_is_no_terminal():
     assert done.stderr == "pool fell to k\n"
 
 
+@pytest.fixture
+def lines():
+    """Lines of a run of 10 rounds, and the clock that they read; ``clock.said``: what they say."""
+
+    class Clock:
+        now = 0.0
+
+    clock = Clock()
+    clock.said = []
+    return progress.Lines(10, clock.said.append, clock=lambda: clock.now), clock
+
+
+def test_every_stage_before_the_first_round_is_a_line(lines):
+    told, clock = lines
+    told.stage("loading the data")
+    told.stage("loading the model")
+    assert clock.said == ["loading the data", "loading the model"]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(10, [6]), (25, [2, 5]), (60, [1, 2, 3, 4, 5, 6, 7]), (0.1, [])])
+def test_a_line_per_round_or_minute_whichever_is_rarer(lines, seconds, said):
+    told, clock = lines
+    for round in range(1, 8):
+        clock.now += seconds / 2
+        told.tick()
+        clock.now += seconds / 2
+        told.update({"round": round}, {"test": "50.0%"})
+    rounds = [line for line in clock.said if "under way" not in line]
+    assert [int(line.removeprefix("round ").partition("/")[0]) for line in rounds] == said
+    assert all("test 50.0%" in line for line in rounds)
+    assert len(clock.said) <= clock.now / 60
+
+
+def test_a_round_longer_than_a_minute_is_told_of_once_a_minute(lines):
+    told, clock = lines
+    told.update({"round": 0}, {})
+    told.update({"round": 1}, {})
+    for _ in range(200):
+        clock.now += 1
+        told.tick()
+    assert clock.said == ["round 1/10", "round 2/10: under way for 2 min", "round 2/10: under way for 3 min"]
+
+
+def test_a_line_says_how_much_time_is_left(lines):
+    told, clock = lines
+    for round in (4, 5, 6):  # of a run that was resumed
+        told.update({"round": round}, {})
+        clock.now += 90
+    assert clock.said[-1] == "round 6/10, about 6 min left"
+
+
+def test_a_bar_names_the_stage_until_the_first_round(capsys):
+    bar = Progress(10, enabled=True)
+    bar.stage("loading the data")
+    assert "loading the data" in capsys.readouterr().err.split("\r")[-1]
+    bar.update({"round": 0})
+    bar.close()
+    assert "loading" not in capsys.readouterr().err.split("\r")[-1]
+
+
 def test_progress_shows_round_accuracy_and_pool_size():
     done = run_progress(enabled=True)
     assert done.stdout == ""
@@ -365,10 +425,10 @@ def test_progress_shows_round_accuracy_and_pool_size():
 
 
 def test_progress_follows_a_run_that_restarts_from_a_checkpoint(capsys):
-    progress = Progress(10, enabled=True)
+    bar = Progress(10, enabled=True)
     for round in (1, 2, 3, 2):
-        progress.update({"round": round})
-    progress.close()
+        bar.update({"round": round})
+    bar.close()
     assert "2/10" in capsys.readouterr().err.split("\r")[-1]
 
 

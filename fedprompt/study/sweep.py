@@ -90,7 +90,6 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
     Ctrl-C leaves running trials with their checkpoints and is raised again. Raises InputError where no cluster can be
     reached or a trial does not fit into it, RunFailed where Tune itself fails.
     """
-    say("starting Ray")
     with connected(sweep.trials[0].config):
         for trial in sweep.trials:
             bundles(trial)
