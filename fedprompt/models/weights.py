@@ -33,7 +33,6 @@ def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
     The global random generators are left as they were. Raises InputError naming backbone.name, backbone.weights or
     backbone.image_size.
     """
-    _check_name(name)
     with torch.random.fork_rng(devices=[]):
         model = _build(name, weights, image_size)
     return model.eval().requires_grad_(False)
@@ -82,8 +81,9 @@ def _check_name(name: str) -> None:
 def blueprint(name: str, image_size: int) -> nn.Module:
     """Return the architecture for ``image_size`` without memory for its weights (on torch's meta device).
 
-    InputError unless it is a VisionTransformer that can be prompted, at a size that it can have.
+    InputError unless timm has it and it is a VisionTransformer that can be prompted, at a size that it can have.
     """
+    _check_name(name)
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise InputError(f"backbone.image_size: {image_size!r} is not a positive whole number of pixels")
     not_a_vit = InputError(
@@ -114,8 +114,9 @@ def blueprint(name: str, image_size: int) -> nn.Module:
 
 def _empty(name: str, image_size: int, **sized: int) -> nn.Module:
     """Return the architecture on torch's default device, with untrained weights that are the same at every call."""
-    torch.default_generator.manual_seed(_INIT_SEED)  # torch.manual_seed would also seed the GPUs
-    return import_timm().create_model(name, pretrained=False, img_size=image_size, **sized)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_INIT_SEED)  # torch.manual_seed would also seed the GPUs
+        return import_timm().create_model(name, pretrained=False, img_size=image_size, **sized)
 
 
 def _from_hub(name: str, image_size: int, config: dict[str, Any]) -> nn.Module:
