@@ -182,6 +182,7 @@ def algorithms() -> None:
     from fedprompt.algorithms import registry
 
     rows: list[tuple[str, ...]] = []
+    registry.tell_broken()
     for method in registry.available():
         fields = method.Settings.model_fields.items()
         settings = [f"algorithm.{n}={'...' if f.is_required() else f.get_default()}" for n, f in fields]
@@ -198,7 +199,7 @@ def datasets() -> None:
     from fedprompt.algorithms import registry
     from fedprompt.data import available
 
-    registry.available()  # packages with methods may bring data sets
+    registry.tell_broken()  # packages with methods may bring data sets
     rows: list[tuple[str, ...]] = []
     for info in available():
         rows.append((info.name, _state(info.present), info.about))

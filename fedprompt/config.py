@@ -236,6 +236,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
 
     config = checked(Config, tree, hint=hint)
     algorithm = registry.get(config.algorithm.name)
+    registry.tell_broken()
     check_method_keys(algorithm, list(config.algorithm.settings))
     settings = checked(algorithm.Settings, config.algorithm.settings, "algorithm", hint)
     kind = config.prompt.kind or algorithm.kinds[0]

@@ -11,10 +11,10 @@ from tiny import TINY
 
 from fedprompt.algorithms import registry
 from fedprompt.cli import main
-from fedprompt.config import from_dict
+from fedprompt.config import from_dict, load
 from fedprompt.data import registry as data_sets
 from fedprompt.errors import InputError
-from fedprompt.runtime.build import build_data
+from fedprompt.runtime.build import build_algorithm, build_data
 
 PROJECT = """\
 [build-system]
@@ -63,20 +63,23 @@ def fedprompt(tmp_path):
 def package(tmp_path, monkeypatch):
     """Make an installed package ``other`` of one module, found as any other is; afterwards methods are as before."""
 
-    def make(code):
+    def make(code, entry="theirs = other_module"):
         info = tmp_path / "other-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[fedprompt.algorithms]\ntheirs = other_module\n")
+        (info / "entry_points.txt").write_text(f"[fedprompt.algorithms]\n{entry}\n")
         (tmp_path / "other_module.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
         registry._load_all.cache_clear()
+        registry.tell_broken.cache_clear()
 
     registry.available()
     monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
+    monkeypatch.setattr(data_sets, "_ENTRIES", dict(data_sets._ENTRIES))
     yield make
     sys.modules.pop("other_module", None)
     registry._load_all.cache_clear()
+    registry._BROKEN.clear()
 
 
 DATA_SET = """
@@ -118,8 +121,7 @@ def test_where_the_package_is_not_installed_the_method_is_unknown(fedprompt):
     assert "algorithm.name: unknown method 'fedmedian'" in ended.stderr
 
 
-def test_a_package_may_bring_a_data_set_which_a_process_finds_that_read_no_configuration(package, monkeypatch, capsys):
-    monkeypatch.setattr(data_sets, "_ENTRIES", dict(data_sets._ENTRIES))
+def test_a_package_may_bring_a_data_set_which_a_process_finds_that_read_no_configuration(package, capsys):
     config = from_dict({"federation": {"clients": 4, "cohort": 2}})
     config = config.model_copy(update={"data": config.data.model_copy(update={"name": "theirs"})})
     package(DATA_SET)
@@ -133,36 +135,103 @@ def test_a_sound_package_is_found_without_a_word(package):
     assert registry.get("theirs").__module__ == "other_module"
 
 
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("from fedprompt.algorithms.base import NoSuch", "ImportError: cannot import name 'NoSuch'"),
-        ("def aggregate(:", "SyntaxError: invalid syntax (other_module.py, line 1)"),
-        (method("theirs") + "raise RuntimeError('one\\ntwo')", "RuntimeError: one two"),
-    ],
-)
-def test_an_entry_point_that_cannot_be_loaded_is_named_with_its_package_and_the_error(package, capsys, code, error):
-    package(code)
-    with pytest.raises(SystemExit) as end:
-        main.main(["run", *TINY, "--local"])
+NO_CLASS = """
+from fedprompt.algorithms.registry import algorithm
+
+@algorithm("theirs", "a method of theirs")
+def theirs(state, updates):
+    pass
+"""
+NO_AGGREGATE = method("theirs").replace("fedavg import FedAvg", "base import Algorithm as FedAvg")
+NO_NAME = "from fedprompt.algorithms.fedavg import FedAvg\nclass Theirs(FedAvg):\n    pass\n"
+BROKEN = {
+    "no module": ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "no such name": ("from fedprompt.algorithms.base import NoSuch", "ImportError: cannot import name 'NoSuch'"),
+    "no Python": ("def aggregate(:", "SyntaxError: invalid syntax (other_module.py, line 1)"),
+    "raises": (method("theirs") + "raise RuntimeError('one\\ntwo')", "RuntimeError: one two"),
+    "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "no class": (NO_CLASS, "allowed: a subclass of Algorithm"),
+    "no aggregate": (NO_AGGREGATE, "has no aggregate"),
+    "empty name": (method(""), "allowed: letters, digits"),
+    "several lines": (method("theirs").replace("a method of", "a\\nmethod of"), "allowed: a text of one line"),
+    "other kinds": (method("theirs").replace("pass", "kinds = ('text',)"), "has kinds = ('text',)"),
+    "taken name": (
+        method("fedavg"),
+        "'fedavg' is registered twice, by fedprompt.algorithms.fedavg.FedAvg and by other_",
+    ),
+    "taken data set": (
+        DATA_SET.replace('@dataset("theirs"', '@dataset("digits"'),
+        "'digits' is registered twice, by fedprompt.data.embedded",
+    ),
+}
+NO_METHODS = {
+    "nothing there": ("", "theirs = other_module:theirs", "AttributeError"),
+    "a number": ("theirs = 3", "theirs = other_module:theirs", "found 3; allowed: a module, or what @algorithm"),
+    "without a name": (NO_NAME, "theirs = other_module:Theirs", "allowed: a module, or what @algorithm"),
+    "no entry point": ("", "theirs", "entry points of package 'other' cannot be read"),
+}
+
+
+def assert_told(capsys, error):
     line = capsys.readouterr().err
-    assert (end.value.code, line.count("\n")) == (2, 1)
-    assert line.startswith("fedprompt: entry point 'theirs = other_module' of package 'other' cannot be loaded: ")
+    assert line.count("\n") == 1
+    assert line.startswith("fedprompt: entry point")
+    assert "package 'other'" in line
     assert error in line
+    assert "going on without it" in line
 
 
-def test_a_name_that_is_taken_is_refused_with_both_modules_and_stays_whose_it_was(package):
-    before = registry.get("fedavg")
-    package(method("fedavg"))
-    for _ in range(2):  # the second call fails as the first did
-        with pytest.raises(InputError) as refused:
-            registry.available()
-        assert "'fedavg' is registered twice" in str(refused.value)
-        assert "fedprompt.algorithms.fedavg.FedAvg" in str(refused.value)
-        assert "other_module.Theirs" in str(refused.value)
-        assert "\n" not in str(refused.value)
-    assert registry._ALGORITHMS["fedavg"] is before
+@pytest.mark.parametrize("command", ["algorithms", "datasets"])
+@pytest.mark.parametrize(("code", "error"), BROKEN.values(), ids=BROKEN)
+def test_a_package_that_is_broken_is_named_in_one_line_and_left_out(package, capsys, command, code, error):
+    before = dict(registry._ALGORITHMS), dict(data_sets._ENTRIES)
+    package(code)
+    main.main([command], standalone_mode=False)
+    assert_told(capsys, error)
+    assert before == (registry._ALGORITHMS, data_sets._ENTRIES)
+    load(None, TINY)
+    registry.available()
+    assert capsys.readouterr().err == ""  # once is enough
+
+
+@pytest.mark.parametrize(("code", "entry", "error"), NO_METHODS.values(), ids=NO_METHODS)
+def test_an_entry_point_that_names_no_method_is_left_out(package, capsys, code, entry, error):
+    package(code, entry)
+    assert load(None, TINY).algorithm.name == "pfpt"
+    assert_told(capsys, error)
+
+
+def test_a_run_goes_on_beside_a_broken_package(package, capsys, tmp_path):
+    package("import no_such_module")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:  # as far as the folder that is a file
+        main.main(["run", *TINY, "--local", "--output", str(tmp_path / "file")])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "no_such_module" in lines[0]
+    assert lines[1].startswith("fedprompt: --output")
+
+
+def test_who_asks_for_the_broken_method_is_told_why_it_is_unknown(package):
+    package("import no_such_module")
+    with pytest.raises(InputError, match=r"unknown method 'theirs'.*No module named 'no_such_module'") as refused:
+        load(None, [*TINY, "algorithm.name=theirs"])
+    assert "\n" not in str(refused.value)
+
+
+def test_workers_say_nothing_of_broken_packages(package, capsys):
+    config = load(None, TINY)
+    package("import no_such_module")
+    build_data(config)
+    build_algorithm(config)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_method_or_a_data_set_may_be_named_itself(package, capsys):
+    package(method("theirs") + DATA_SET, "theirs = other_module:Theirs\ndata = other_module:theirs")
+    assert load(None, [*TINY, "algorithm.name=theirs", "data.name=theirs"]).data.name == "theirs"
+    assert capsys.readouterr().err == ""
 
 
 def test_a_module_that_is_loaded_again_replaces_its_own_method(package):

@@ -88,10 +88,31 @@ def dataset(
     """
 
     def register(loader: Loader) -> Loader:
+        new, old = _place(loader), _place(_ENTRIES[name].loader if name in _ENTRIES else loader)
+        if new != old:
+            raise InputError(
+                f"data.name: '{name}' is registered twice, by {old} and by {new}; "
+                "allowed: one data set of a name; rename one, or uninstall its package"
+            )
         _ENTRIES[name] = _Entry(name, about, get, marks, also, needs_root, loader)
         return loader
 
     return register
+
+
+def registered() -> dict[str, _Entry]:
+    """All data sets by name."""
+    return _ENTRIES
+
+
+def restore(entries: dict[str, _Entry]) -> None:
+    """Let these be all data sets again: a package that fails while it is loaded brings none."""
+    _ENTRIES.clear()
+    _ENTRIES.update(entries)
+
+
+def _place(loader: Loader) -> str:
+    return f"{loader.__module__}.{loader.__qualname__}"
 
 
 def default_root() -> Path:
