@@ -99,21 +99,33 @@ _CONFIG = click.argument("config", nargs=-1, metavar="[CONFIG.yaml] [key=value .
 def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: bool, local: bool) -> None:
     """Run one experiment: without arguments PFPT on the embedded data and the pretrained backbone."""
     from fedprompt.runtime import run as running
+    from fedprompt.runtime.holders import InUse
 
     path, overrides = _split(config)
     if resume and output is None:
         raise InputError("--resume: needs --output DIR, the folder of the run to continue")
     if resume and overwrite:
         raise InputError("--resume: does not go with --overwrite; allowed: one of them")
-    if resume:
-        settings, folder = running.resumed_config(output, path, overrides), contextlib.nullcontext()
-    else:
-        settings = load(path, overrides)
-        output = output or running.default_output(settings)
-        folder = running.new_run(output, settings, overwrite)
-    again = f"fedprompt run --resume --output {shlex.quote(str(output))}" + " --local" * local
-    with stoppable(again, output / "config.yaml"), undisturbed(folder):
-        follow(settings, output, local)
+    settings = None if resume else load(path, overrides)
+
+    def go(output: Path) -> None:
+        again = f"fedprompt run --resume --output {shlex.quote(str(output))}" + " --local" * local
+        folder = (
+            running.resumed_run(output, path, overrides, _say)
+            if settings is None
+            else running.new_run(output, settings, overwrite, path, _say)
+        )
+        with stoppable(again, output / "config.yaml"), undisturbed(folder) as (config, held):
+            follow(config, output, local, held)
+
+    while output is None:
+        free = running.default_output(settings)
+        try:
+            return go(free)
+        except InUse as refused:  # another run of this second was quicker to take that name
+            if refused.place != str(free):
+                raise
+    go(output)
 
 
 @_command
@@ -168,9 +180,13 @@ def partition(config: tuple[str, ...], output: Path | None, features: bool) -> N
     for name, value in measured.items():
         click.echo(f"{name}: {value:.4g}")
     if output is not None:
+        from fedprompt.runtime.folders import check_free, mark
         from fedprompt.tracking.plots import partition_figure, save
 
+        names = ("partition.csv", "partition.png")
         output.mkdir(parents=True, exist_ok=True)
+        check_free(output, "partition", names)
+        mark(output, "partition", names)
         table.to_csv(output / "partition.csv")
         save(partition_figure(counts, data.class_names), output / "partition.png")
         click.echo(f"written: {output / 'partition.csv'}, {output / 'partition.png'}")

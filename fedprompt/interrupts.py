@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 HOLD = 10.0  # seconds after an interrupt in which another one is ignored, so that a checkpoint can be written
+T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -81,12 +82,12 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(context: AbstractContextManager[Any]) -> Iterator[None]:
+def undisturbed(context: AbstractContextManager[T]) -> Iterator[T]:
     """Enter a context whole, whatever signal comes meanwhile."""
     with ExitStack() as stack:
         with deferred():
-            stack.enter_context(context)
-        yield
+            entered = stack.enter_context(context)
+        yield entered
 
 
 def again() -> None:

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -18,6 +18,9 @@ from fedprompt.config import Config
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.failure import told_in_one_line
 from fedprompt.wording import counted
+
+if TYPE_CHECKING:
+    from fedprompt.runtime.locks import Held
 
 INTERRUPTED = "fedprompt: interrupted"
 _QUOTED = re.compile(r'(\S+ ){0,2}"[^"]*"')  # with the program and the option before it
@@ -63,15 +66,18 @@ def columns(rows: Sequence[tuple[str, ...]], indent: int | None = None, width: i
         yield from (line.replace("\0", " ") for line in wrap.wrap(kept) or [start])
 
 
-def follow(config: Config, output: Path, local: bool) -> None:
-    """Show a run's records as they come, and what it came to; raises what it failed of, in one line."""
+def follow(config: Config, output: Path, local: bool, held: Held) -> None:
+    """Show a run's records as they come, and what it came to; raises what it failed of, in one line.
+
+    ``held``: the folders that it writes to.
+    """
     from fedprompt.tracking.progress import Progress
 
     progress = contextlib.closing(Progress(config.federation.rounds))
     with (
         told_in_one_line(output, config.to_yaml()),
         progress as bar,
-        contextlib.closing(_records(config, output, local, bar.stage)) as records,
+        contextlib.closing(_records(config, output, local, bar.stage, held)) as records,
     ):
         for record in records:
             _show(record, bar)
@@ -79,15 +85,17 @@ def follow(config: Config, output: Path, local: bool) -> None:
     _summary(record["result"], output)  # the last one
 
 
-def _records(config: Config, output: Path, local: bool, stage: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def _records(
+    config: Config, output: Path, local: bool, stage: Callable[[str], None], held: Held
+) -> Iterator[dict[str, Any]]:
     if local:
         from fedprompt.runtime.run import run_in_process
 
-        return run_in_process(config, output, stage=stage)
+        return run_in_process(config, output, stage=stage, held=held)
     stage("starting Ray")
     from fedprompt.runtime.on_ray import run_on_ray
 
-    return run_on_ray(config, output)
+    return run_on_ray(config, output, held)
 
 
 def _show(record: dict[str, Any], progress: Any) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fedprompt import __version__
 from fedprompt.algorithms import registry
+from fedprompt.runtime.folders import mark
 from fedprompt.tracking.partition_table import partition_lines
 
 TINY = [*tiny.TINY, "data.limit=300", "federation.rounds=1"]
@@ -62,13 +63,14 @@ def test_bad_input_is_one_line_with_code_2_and_costs_no_run_that_lies_there(cli,
     (output / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "metrics.jsonl", "result.json", "checkpoints/round_000009.pt"):
         (output / name).write_text("precious")
+    mark(output, "run")
     code, _, errors = cli("run", *TINY, *arguments, "--output", output, "--overwrite", "--local")
     assert code == 2
     assert errors.count("\n") == 1
     assert "Traceback" not in errors
     for part in named:
         assert part in errors
-    files = {str(path.relative_to(output)): path.read_text() for path in output.rglob("*") if path.is_file()}
+    files = {str(path.relative_to(output)): path.read_text() for path in output.rglob("[!.]*") if path.is_file()}
     assert files == dict.fromkeys(
         ["config.yaml", "metrics.jsonl", "result.json", "checkpoints/round_000009.pt"], "precious"
     )
@@ -84,6 +86,7 @@ def test_a_folder_with_a_run_is_refused_without_a_flag_and_replaced_with_it(cli,
     output.mkdir()
     (output / "result.json").write_text("{}")
     (output / "notes.txt").write_text("mine")
+    mark(output, "run")
     code, _, errors = cli("run", *TINY, "--output", output, "--local")
     assert (code, errors.count("\n")) == (2, 1)
     assert "--resume, --overwrite" in errors

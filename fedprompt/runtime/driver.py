@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -18,29 +19,38 @@ from fedprompt.config import Config
 from fedprompt.failure import UNTOLD, told
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.federation import LOADING_DATA, LOADING_MODEL, Federation, Record, Stopped
+from fedprompt.runtime.locks import NOBODY, Held, PassedOn
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
 from fedprompt.runtime.resuming import start_of
 
 
 class Driver:
-    """One run on a Ray cluster, with its workers at ``places``.
+    """One run on a Ray cluster, with its workers at ``places``, for a command that holds the folders ``held``.
 
     ``run`` yields stages, records and, last, one of ``result``, ``error`` (with exit code) and ``stopped``.
     """
 
-    def __init__(self, config: Config, output: str, places: PlacementGroup, token: str | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        output: str,
+        places: PlacementGroup,
+        held: Held | PassedOn = NOBODY,
+        token: str | None = None,
+    ) -> None:
         if token is not None:  # of a black-box service: a cluster's processes have not the command's environment
             os.environ[VARIABLE] = token
-        self._config, self._output, self._places = config, Path(output), places
+        self._config, self._output, self._places, self._held = config, Path(output), places, held
         self._federation: Federation | None = None
         self._stop = False
 
     def run(self) -> Iterator[Record]:
         """Run to the end, from the newest checkpoint where there is one."""
         torch.set_num_threads(threads_per_worker(self._config))  # as in one process, for the aggregation
-        pool = None
+        pool, folders = None, ExitStack()
         try:
+            held = folders.enter_context(self._held.joined())
             start = start_of(self._config, self._output)
             yield {"stage": LOADING_DATA}
             data = build_data(self._config)
@@ -48,7 +58,7 @@ class Driver:
             algorithm = build_algorithm(self._config)
             yield {"stage": f"starting workers, {LOADING_MODEL}"}
             pool = RayPool(self._config, data, self._places)
-            self._federation = Federation(self._config, algorithm, data, pool, start, self._output)
+            self._federation = Federation(self._config, algorithm, data, pool, start, self._output, held.check)
             if self._stop:
                 self._federation.stop()
             yield {"stage": self._federation.opening}
@@ -64,6 +74,7 @@ class Driver:
         finally:
             if pool is not None:
                 pool.close()
+            folders.close()
 
     def stop(self) -> None:
         """Ask for a checkpoint and the end, after the round under way."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from fedprompt.runtime.attendance import attendance
 from fedprompt.runtime.checked import CheckedMethod, in_round
 from fedprompt.runtime.checkpoint_file import Best, Checkpoint
 from fedprompt.runtime.pool import Pool
+from fedprompt.runtime.replacing import forget
 from fedprompt.runtime.results import ASKED, asked_before, best_of, is_better, make_result, numbers_of
 from fedprompt.runtime.resuming import Start, check_state, origin_of
 from fedprompt.runtime.scoring import evaluate
@@ -40,6 +41,7 @@ class Stopped(Exception):
 class Federation:
     """One experiment. ``run`` continues from the checkpoint in ``start``, or begins where there is none.
 
+    ``check`` is called before anything is written; it raises RunFailed where others write here by now.
     Raises InputError where the checkpoint's state does not fit the model, or metrics.jsonl lacks one of its rounds.
     """
 
@@ -51,7 +53,9 @@ class Federation:
         pool: Pool,
         start: Start,
         output: Path,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self._check = check
         self._config, self._data, self._pool = config, data, pool
         self._algorithm = CheckedMethod(algorithm, config, pool.facts.params, len(data.clients))
         self._store, self._output = start.store, output
@@ -176,6 +180,7 @@ class Federation:
             tracker.round(record, _prompts(self._now.state))
         self._begun = True
         self._save()
+        forget(self._output)
         return record
 
     def _round(self, round: int) -> tuple[Checkpoint, Record]:
@@ -277,8 +282,9 @@ class Federation:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """End the run with one line where something cannot be written."""
+        """End the run with one line where something cannot, or must not, be written."""
         try:
+            self._check()
             yield
         except OSError as error:
             saved = f"goes on from round {self._saved_round}" if self._saved_round >= 0 else "begins anew"

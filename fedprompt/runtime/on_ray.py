@@ -25,6 +25,7 @@ from fedprompt.failure import told_in_one_line
 from fedprompt.runtime.driver import Driver
 from fedprompt.runtime.federation import Record
 from fedprompt.runtime.leftovers import marked, watched
+from fedprompt.runtime.locks import NOBODY, Held
 from fedprompt.runtime.places import reserved, waited
 from fedprompt.runtime.pool import threads_per_worker
 from fedprompt.runtime.ray_pool import RayPool
@@ -87,8 +88,10 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
+def run_on_ray(config: Config, output: Path, held: Held = NOBODY) -> Iterator[Record]:
     """Yield what the driver actor says; when it dies, another one continues from its last checkpoint.
+
+    ``held``: the folders that it writes to.
 
     After Ctrl-C the driver saves and ends after the round under way; its last word is then ``stopped``. The driver is
     on this process's host, where ``output`` is; workers may be on any, where files must have the same absolute path.
@@ -100,7 +103,7 @@ def run_on_ray(config: Config, output: Path) -> Iterator[Record]:
         yield {"stage": "waiting for places for the workers"}
         yield from ({"note": line} for line in waited(places))
         yield {"stage": "starting the driver"}
-        arguments = config, str(output.resolve()), places, given_token()
+        arguments = config, str(output.resolve()), places, held.passed_on(), given_token()
         for _ in range(DRIVER_RESTARTS + 1):
             driver = ray.remote(Driver).options(**options).remote(*arguments)
             try:

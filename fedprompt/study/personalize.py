@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +28,8 @@ from fedprompt.runtime.build import build_algorithm, divided_data
 from fedprompt.runtime.checkpoint_file import Checkpoint
 from fedprompt.runtime.checkpoints import store_of
 from fedprompt.runtime.federation import LOADING_DATA, grouped
+from fedprompt.runtime.holders import is_unused
+from fedprompt.runtime.locks import entered, refuse_if_used
 from fedprompt.runtime.pool import InProcessPool, Pool
 from fedprompt.runtime.resuming import check_config, check_data, check_state, digests
 from fedprompt.runtime.scoring import subsample
@@ -39,6 +41,7 @@ from fedprompt.tracking.plots import save
 from fedprompt.tracking.progress import Minutely
 from fedprompt.wording import counted
 
+COMMAND = "fedprompt personalize"
 FOLDER, SETTINGS, ROWS, RESULT = "personalize", "personalize.yaml", "personalize.csv", "result.json"
 
 
@@ -84,6 +87,7 @@ class Plan:
     checkpoint: Checkpoint
     output: Path
     notes: tuple[str, ...] = ()
+    resumes: bool = False
 
     def text(self) -> str:
         """All settings, as YAML."""
@@ -136,16 +140,31 @@ def planned(run: Path, overrides: Sequence[str], output: Path | None, resume: bo
             allowed = "keys of runtime" if resume else "keys of personalize and runtime"
             raise InputError(f"{override}: cannot be given here{kept}; allowed: {allowed}")
     config = load(run / "config.yaml", [override for override in overrides if override.startswith("runtime.")])
+    if output.resolve().is_relative_to(run.resolve()):  # else the run is only read
+        refuse_if_used(run, "RUN_DIR")
     if resume:
-        return _plan(run, config, _saved(output)["personalize"], output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        return replace(_plan(run, config, _saved(output)["personalize"], output), resumes=True)
+    if output.exists() and (not output.is_dir() or not is_unused(output)):
+        refuse_if_used(output, "--output")
         raise InputError(f"--output: {output} is not an empty folder; allowed: --resume, or another folder")
     return _plan(run, config, tree.get("personalize", {}), output)
 
 
+@contextmanager
+def written(plan: Plan, session: str | None = None) -> Iterator[None]:
+    """Hold the folder that a personalization writes to, for a sweep where that has a ``session``.
+
+    Raises InputError where it is in use, or no longer empty.
+    """
+    with entered(plan.output, "--output", COMMAND, session=session, patient=session is not None):
+        if not plan.resumes and not is_unused(plan.output):
+            raise InputError(f"--output: {plan.output} is not an empty folder; allowed: --resume, or another folder")
+        yield
+
+
 def after_run(run: Path, config: Config, settings: Personalize) -> Plan:
     """Personalize a run of a sweep, or go on with that."""
-    return _plan(run, config, settings.model_dump(), run / FOLDER)
+    return replace(_plan(run, config, settings.model_dump(), run / FOLDER), resumes=True)
 
 
 def _plan(run: Path, config: Config, tree: Any, output: Path) -> Plan:
@@ -179,13 +198,14 @@ def run(plan: Plan, local: bool, say: Callable[[str], None]) -> dict[str, Any]:
 
     What is done when it is interrupted stays. Returns the content of result.json.
     """
-    say(f"{LOADING_DATA} and the model")
-    data = divided_data(plan.config)
-    check_data(plan.checkpoint, plan.config, data.fingerprint)
-    for note in plan.notes:
-        say(note)
-    with _pool(plan, data, local, say) as pool:
-        return personalize(plan, data, pool, say)
+    with written(plan):
+        say(f"{LOADING_DATA} and the model")
+        data = divided_data(plan.config)
+        check_data(plan.checkpoint, plan.config, data.fingerprint)
+        for note in plan.notes:
+            say(note)
+        with _pool(plan, data, local, say) as pool:
+            return personalize(plan, data, pool, say)
 
 
 @contextmanager
@@ -196,7 +216,6 @@ def _pool(plan: Plan, data: FederatedData, local: bool, say: Callable[[str], Non
         return
     from fedprompt.runtime.on_ray import pool_on_ray
 
-    plan.output.mkdir(parents=True, exist_ok=True)
     with pool_on_ray(plan.config, data, plan.output, say) as pool:
         yield pool
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from fedprompt.errors import InputError
+from fedprompt.runtime.folders import check_free, mark, marked, present
 from fedprompt.study import figures
 from fedprompt.study.groups import (
     METHOD,
@@ -32,6 +33,10 @@ from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import save
 from fedprompt.wording import counted
 
+FILES = (
+    *("report.md", "table.csv", "table.tex", "alpha*.png"),
+    *(f"{name}-*.png" for name in ("accuracy", "rounds", "bytes", "clients", "pool", "trajectory")),
+)
 COLUMNS_TOLD = (
     "Test accuracy in percent, mean ± sample standard deviation over seeds. best: at the round that is best on "
     "validation; last: after the last round; last ten: mean of the last ten evaluations; validation: the same on the "
@@ -69,7 +74,8 @@ def write_report(
     ``say`` is told what is being done. ``tsne``: map PFPT's prompts by t-SNE instead of PCA, which may take minutes.
 
     Raises:
-        InputError: a folder is none, or there is no finished run.
+        InputError: a folder is none, there is no finished run, or ``output`` has files of a report's names that are
+            none of a report.
     """
     runs, left_out = find(folders)
     if not runs:
@@ -85,6 +91,8 @@ def write_report(
         of_setting = [group for group in groups if group.setting == name]
         settings.append(Setting(name, of_setting, compare(of_setting)))
     output.mkdir(parents=True, exist_ok=True)
+    if not _is_earlier_report(output):
+        check_free(output, "report", FILES)
     comparisons = {(s.name, method): c for s in settings for method, c in s.comparisons.items()}
     write_atomic(output / "table.csv", raw_table(groups, comparisons).to_csv(index=False).encode())
     write_atomic(output / "table.tex", _latex(settings).encode())
@@ -100,7 +108,16 @@ def write_report(
         *_left_out_section(left_out, failed_trials(folders)),
     ]
     write_atomic(output / "report.md", ("\n\n".join(part.strip("\n") for part in parts) + "\n").encode())
+    mark(output, "report", present(output, FILES))
     return len(runs) - len(repeated), left_out
+
+
+def _is_earlier_report(output: Path) -> bool:
+    """Whether a version wrote here that left no mark."""
+    path = output / "report.md"
+    return (
+        marked(output, "report") is None and path.exists() and path.read_bytes().startswith(b"# Report\n\n## What was")
+    )
 
 
 def failed_trials(folders: Sequence[Path]) -> list[str]:

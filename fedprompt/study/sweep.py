@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
@@ -27,10 +28,12 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.checkpoints import store_of
+from fedprompt.runtime.holders import is_unused
+from fedprompt.runtime.locks import Held, entered
 from fedprompt.runtime.on_ray import DRIVER_RESTARTS, connected
 from fedprompt.runtime.resuming import check_made
-from fedprompt.runtime.run import saved_settings
-from fedprompt.study.outcomes import Outcomes, read_endings
+from fedprompt.runtime.run import first_free, saved_settings
+from fedprompt.study.outcomes import FILE, Outcomes, read_endings
 from fedprompt.study.personalize import settings_of
 from fedprompt.study.space import Trial, expand
 from fedprompt.study.sweep_file import SweepFile, naming, read
@@ -39,6 +42,7 @@ from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.progress import Minutely
 from fedprompt.wording import counted
 
+COMMAND = "fedprompt sweep"
 FREE_ON_RESUME = ("runtime", "tracking")
 GRACE_ROUNDS, REDUCTION = 5, 3.0
 STOPPED = "by the scheduler"
@@ -53,18 +57,22 @@ QUIET = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that is ready to start: its file, its trials, and the folder that it writes to."""
+    """A sweep that is ready to start: its file, its trials, and the folder that it writes to.
+
+    ``resumes``: whether the folder is that of an earlier part of the sweep.
+    """
 
     file: SweepFile
     trials: list[Trial]
     output: Path
+    resumes: bool = False
 
 
 def planned(path: Path, overrides: Sequence[str], output: Path | None) -> Sweep:
-    """Read and expand a sweep file. Raises InputError where it is wrong, or ``output`` is there and not empty."""
+    """Read and expand a sweep file. Raises InputError where it is wrong, or ``output`` is a file."""
     sweep = _expanded(path, overrides, output or _default_output(path))
-    if sweep.output.exists() and (not sweep.output.is_dir() or any(sweep.output.iterdir())):
-        raise InputError(f"--output: {sweep.output} is not an empty folder; allowed: --resume, or another folder")
+    if sweep.output.exists() and not sweep.output.is_dir():
+        raise InputError(f"--output: {sweep.output} is a file; allowed: a folder")
     for trial in sweep.trials:
         storage = trial.config.runtime.storage
         if storage and not store_of(storage, sweep.output).is_empty():
@@ -78,7 +86,12 @@ def resumed(output: Path, path: Path | None, overrides: Sequence[str]) -> Sweep:
     for override in overrides:
         if override.partition(".")[0].strip() not in FREE_ON_RESUME:
             raise InputError(f"{override}: cannot change on --resume; allowed: keys of {' and '.join(FREE_ON_RESUME)}")
-    sweep = _expanded(saved, overrides, output)
+    written = (output / FILE).exists() or saved.read_text(encoding="utf-8") == read(saved, []).to_yaml()
+    if overrides and not written:
+        raise InputError(
+            f"--resume: {saved} was not written by a sweep, and overrides would change it; allowed: no overrides"
+        )
+    sweep = replace(_expanded(saved, overrides, output), resumes=True)
     for trial in sweep.trials:
         check_made(output / trial.name, trial.config, f"on --resume what {saved} said at the start")
     return sweep
@@ -88,26 +101,48 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
     """Run all trials that have not ended yet, and return the table; ``say`` gets a line per trial that ends.
 
     Ctrl-C leaves running trials with their checkpoints and is raised again. Raises InputError where no cluster can be
-    reached or a trial does not fit into it, RunFailed where Tune itself fails.
+    reached, a trial does not fit into it, or the folder is in use or not empty; RunFailed where Tune itself fails.
     """
-    with connected(sweep.trials[0].config):
+    with _held(sweep) as held, _connected(sweep, say):
         for trial in sweep.trials:
             bundles(trial)
-        sweep.output.mkdir(parents=True, exist_ok=True)
         outcomes = _so_far(sweep)
-        write_atomic(sweep.output / "sweep.yaml", sweep.file.to_yaml().encode())
+        _write_file(sweep)
         outcomes.write()
         left = outcomes.of("pending")
         say(f"{len(left)} of {counted(len(sweep.trials), 'trial')} to run, into {sweep.output}")
         try:
             if left:
-                _tune(sweep, left, outcomes, say)
+                _tune(sweep, left, outcomes, say, held)
         except BaseException:
             for trial in outcomes.of("running"):
                 outcomes.set(trial, "interrupted")
             outcomes.write()
             raise
     return outcomes
+
+
+@contextmanager
+def _connected(sweep: Sweep, say: Callable[[str], None]) -> Iterator[None]:
+    say("starting Ray")
+    with connected(sweep.trials[0].config):
+        yield
+
+
+@contextmanager
+def _held(sweep: Sweep) -> Iterator[Held]:
+    """Hold the sweep's folder. Raises InputError where it is in use, or of another sweep."""
+    with entered(sweep.output, "--output", COMMAND) as lock:
+        if not sweep.resumes and not is_unused(sweep.output):
+            raise InputError(f"--output: {sweep.output} is not an empty folder; allowed: --resume, or another folder")
+        yield Held(lock)
+
+
+def _write_file(sweep: Sweep) -> None:
+    """Write sweep.yaml; one that says the same already stays as it is, with its user's comments."""
+    path = sweep.output / "sweep.yaml"
+    if not path.exists() or read(path, []).to_yaml() != sweep.file.to_yaml():
+        write_atomic(path, sweep.file.to_yaml().encode())
 
 
 def _expanded(path: Path, overrides: Sequence[str], output: Path) -> Sweep:
@@ -133,7 +168,7 @@ def _grace(file: SweepFile) -> int:
 
 
 def _default_output(path: Path) -> Path:
-    return Path("runs") / "sweeps" / f"{datetime.now():%Y%m%d-%H%M%S}-{path.stem}"
+    return first_free(Path("runs") / "sweeps" / f"{datetime.now():%Y%m%d-%H%M%S}-{path.stem}")
 
 
 def _so_far(sweep: Sweep) -> Outcomes:
@@ -151,13 +186,15 @@ def _so_far(sweep: Sweep) -> Outcomes:
     return outcomes
 
 
-def _tune(sweep: Sweep, left: Sequence[Trial], outcomes: Outcomes, say: Callable[[str], None]) -> None:
+def _tune(sweep: Sweep, left: Sequence[Trial], outcomes: Outcomes, say: Callable[[str], None], held: Held) -> None:
     os.environ.update(QUIET)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are told in the table
     shutil.rmtree(sweep.output / TUNE, ignore_errors=True)
     folder = str(sweep.output.resolve())
     personal = None if sweep.file.personalize is None else settings_of(sweep.file.personalize)
-    trainable = tune.with_parameters(run_trial, trials=sweep.trials, output=folder, personal=personal)
+    trainable = tune.with_parameters(
+        run_trial, trials=sweep.trials, output=folder, personal=personal, sweep=held.passed_on()
+    )
     scheduler = _scheduler(sweep)
     tuner = tune.Tuner(
         tune.with_resources(trainable, lambda chosen: bundles(sweep.trials[chosen["trial"]])),

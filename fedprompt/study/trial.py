@@ -14,11 +14,13 @@ from fedprompt.failure import DETAILS, UNTOLD, told
 from fedprompt.runtime import places
 from fedprompt.runtime.build import divided_data
 from fedprompt.runtime.driver import Driver
+from fedprompt.runtime.holders import InUse
+from fedprompt.runtime.locks import Held, PassedOn
 from fedprompt.runtime.ray_pool import RayPool
 from fedprompt.runtime.resuming import check_data
-from fedprompt.study.personalize import Personalize, after_run, personalize
+from fedprompt.runtime.run import held_trial
+from fedprompt.study.personalize import Personalize, after_run, personalize, written
 from fedprompt.study.space import Trial
-from fedprompt.tracking.files import write_atomic
 
 TIME, METRIC = "round", "validation_accuracy"  # of what schedulers compare
 ERROR = "error"
@@ -34,11 +36,15 @@ def bundles(trial: Trial) -> tune.PlacementGroupFactory:
 
 
 def run_trial(
-    chosen: dict[str, Any], trials: Sequence[Trial], output: str, personal: Personalize | None = None
+    chosen: dict[str, Any],
+    trials: Sequence[Trial],
+    output: str,
+    personal: Personalize | None = None,
+    sweep: PassedOn | None = None,
 ) -> None:
     """Run a trial, or what is left of it, in its folder of ``output``, and report every round to Tune.
 
-    Its clients are then personalized, where ``personal`` says how.
+    Its clients are then personalized, where ``personal`` says how. ``sweep``: what the sweep's command holds.
     The last round is reported when all results are there: no scheduler can stop a run that has only to be told of.
     What goes wrong is a report, too: Tune repeats a trial whose process died, but not one that would fail again.
     """
@@ -46,23 +52,16 @@ def run_trial(
     folder = Path(output) / trial.name
     last: dict[str, Any] = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DETAILS).unlink(missing_ok=True)
-        write_atomic(folder / "config.yaml", trial.config.to_yaml().encode())
-        with closing(Driver(trial.config, str(folder), get_current_placement_group()).run()) as records:
-            for record in records:
-                if "error" in record:
-                    last = {ERROR: record["error"]}
-                elif "round" in record and record["round"] < trial.config.federation.rounds:
-                    tune.report(_numbers(record))
-                elif "round" in record:
-                    last = _numbers(record)
-                elif "result" in record:
-                    last = last or {TIME: trial.config.federation.rounds}  # all rounds were there before
-        if personal and ERROR not in last:
-            _personalize(trial, personal, folder)
+        with held_trial(trial.config, folder, f"fedprompt sweep, trial {trial.name}", sweep or PassedOn()) as held:
+            (folder / DETAILS).unlink(missing_ok=True)
+            last = _run(trial, folder, held)
+            if personal and ERROR not in last:
+                _personalize(trial, personal, folder, sweep and sweep.session)
     except UNTOLD:
         raise
+    except InUse as error:
+        tune.report({ERROR: str(error)})
+        return  # nothing is written there, not even why
     except BaseException as error:  # of a method of the user's own, for one
         last = {ERROR: told(error, folder, trial.config.to_yaml())["error"]}
     if ERROR in last and not (folder / DETAILS).exists() and folder.is_dir():
@@ -71,11 +70,31 @@ def run_trial(
         tune.report(last)
 
 
-def _personalize(trial: Trial, settings: Personalize, folder: Path) -> None:
+def _run(trial: Trial, folder: Path, held: Held) -> dict[str, Any]:
+    """Run a trial and report all rounds but the last, which is returned, or its error."""
+    last: dict[str, Any] = {}
+    driver = Driver(trial.config, str(folder), get_current_placement_group(), held)
+    with closing(driver.run()) as records:
+        for record in records:
+            if "error" in record:
+                last = {ERROR: record["error"]}
+            elif "round" in record and record["round"] < trial.config.federation.rounds:
+                tune.report(_numbers(record))
+            elif "round" in record:
+                last = _numbers(record)
+            elif "result" in record:
+                last = last or {TIME: trial.config.federation.rounds}  # all rounds were there before
+    return last
+
+
+def _personalize(trial: Trial, settings: Personalize, folder: Path, session: str | None) -> None:
     """What ``fedprompt personalize`` does, with the trial's own workers; rates that are done are not repeated."""
     plan, data = after_run(folder, trial.config, settings), divided_data(trial.config)
     check_data(plan.checkpoint, trial.config, data.fingerprint)
-    with closing(RayPool(trial.config, data, get_current_placement_group())) as pool:
+    with (
+        written(plan, session),
+        closing(RayPool(trial.config, data, get_current_placement_group())) as pool,
+    ):
         personalize(plan, data, pool, say=lambda line: None)
 
 

@@ -13,6 +13,7 @@ from fedprompt.errors import InputError
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import run as running
 from fedprompt.runtime.build import build_algorithm, build_data
+from fedprompt.runtime.folders import mark
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.worker import Worker
 from fedprompt.seeding import Stream, generator
@@ -173,11 +174,11 @@ def test_a_new_run_refuses_a_folder_with_a_run_unless_it_may_overwrite(runs):
         pass
     with running.new_run(output, config, overwrite=True):
         assert not (output / "result.json").exists()
-    assert [path.name for path in output.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in output.iterdir()) == [".fedprompt-run", "config.yaml"]
 
 
 def fail_after_making(folder):
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     raise InputError("no such data")
 
 
@@ -190,11 +191,12 @@ def test_a_run_that_cannot_begin_leaves_the_folder_as_it_was(runs):
     (output / "checkpoints").mkdir(parents=True)
     (output / "checkpoints" / "round_000003.pt").write_text("precious")
     (output / "config.yaml").write_text("before")
+    mark(output, "run")
     with pytest.raises(InputError, match="no such data"), running.new_run(output, runs.config(), overwrite=True):
         fail_after_making(output / "checkpoints")
     assert (output / "config.yaml").read_text() == "before"
     assert (output / "checkpoints" / "round_000003.pt").read_text() == "precious"
-    assert sorted(path.name for path in output.iterdir()) == ["checkpoints", "config.yaml"]
+    assert sorted(path.name for path in output.iterdir()) == [".fedprompt-run", "checkpoints", "config.yaml"]
 
 
 def test_another_runs_checkpoints_in_the_storage_are_never_taken_over(runs):
