@@ -71,7 +71,8 @@ class Holder:
 class InUse(InputError):
     """A folder that another command is writing to: one line that says which.
 
-    ``place``: the folder. ``wait``: when it may be free again. ``leased``: whether a lease says so, which may outlive its holder.
+    ``place``: the folder. ``wait``: when it may be free again. ``leased``: whether it is held by a lease, which may
+    outlive its holder.
     """
 
     def __init__(
