@@ -146,8 +146,18 @@ def serve(config: tuple[str, ...], host: str, port: int, runs: int) -> None:
 
     path, overrides = _split(config)
     settings = load(path, overrides)
-    with terminated_as_interrupt(), contextlib.suppress(KeyboardInterrupt):
-        http_service.serve(settings, http_service.opened(host, port), runs, click.echo)
+    said: list[str] = []  # nothing before it serves
+
+    def say(line: str) -> None:
+        said.append(line)
+        click.echo(line)
+
+    with terminated_as_interrupt(), told_in_one_line(None, settings.to_yaml()):
+        try:
+            http_service.serve(settings, http_service.opened(host, port), runs, say)
+        except KeyboardInterrupt:
+            if not said:
+                raise
 
 
 @_command

@@ -49,7 +49,7 @@ COMMANDS = {
     "personalize": (["personalize", "RUN", "--local", "--output", "out"], personalize, "personalize", "fedavg"),
     "report": (["report", "RUN", "--output", "out"], report, "find", "fedprompt report"),
     "bench": (["bench", "aggregation"], aggregation, "main", "fedprompt bench aggregation"),
-    "serve": (["serve", *FAST, "algorithm.name=fedbbpt"], http_service, "opened", "fedprompt serve"),
+    "serve": (["serve", *FAST, "algorithm.name=fedbbpt"], http_service, "opened", "algorithm:"),
 }
 
 

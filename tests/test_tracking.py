@@ -390,7 +390,6 @@ def test_a_line_per_round_or_minute_whichever_is_rarer(lines, seconds, said):
 
 def test_a_round_longer_than_a_minute_is_told_of_once_a_minute(lines):
     told, clock = lines
-    told.update({"round": 0}, {})
     told.update({"round": 1}, {})
     for _ in range(200):
         clock.now += 1
