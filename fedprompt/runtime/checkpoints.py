@@ -152,11 +152,14 @@ class CheckpointStore:
         self.damaged.clear()
 
     def _replace(self, name: str, data: bytes, aside: str | None = None) -> None:
-        """Write a file whole; what had its name before is kept as ``aside``, where one is given."""
+        """Write a file whole; what had its name before is kept as ``aside``, where one is given and not there yet.
+
+        It is there where the same save was tried before and failed later on.
+        """
         try:
             with named(name):
                 self._write(f"{name}.part", data)
-                if aside is not None and self._fs.exists(name):
+                if aside is not None and self._fs.exists(name) and not self._fs.exists(aside):
                     self._fs.mv(name, aside)
                 self._fs.mv(f"{name}.part", name)
         except BaseException:
