@@ -31,7 +31,7 @@ from fedprompt.benchmarks.processes import alive, family
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 PATTERNS = {"INT": (INT,), "INT+INT": (INT, INT), "TERM": (TERM,), "TERM+TERM": (TERM, TERM), "HUP": (HUP,)}
 PATTERNS |= {"INT+TERM+HUP": (INT, TERM, HUP), "KILL": (KILL,)}
-SETTINGS = [*TINY, "algorithm.name=fedavg", "data.limit=120", "partition.min_size=1", "federation.rounds=12"]
+SETTINGS = [*TINY, "algorithm.name=fedavg", "data.limit=120", "partition.min_size=1", "federation.rounds=6"]
 LAST = re.compile(r"fedprompt: (stopped; continue with: fedprompt \S.*|interrupted)")
 
 

@@ -129,7 +129,7 @@ def after_round(folder, round):
     return wait
 
 
-@pytest.mark.parametrize(("pattern", "round"), [*((name, 3) for name in PATTERNS), ("INT+INT", 0), ("TERM", -1)])
+@pytest.mark.parametrize(("pattern", "round"), [*((name, 2) for name in PATTERNS), ("INT+INT", 0), ("TERM", -1)])
 def test_a_run_that_is_stopped_says_one_line_and_resumes_to_the_same_numbers(whole, tmp_path, pattern, round):
     folder, signals = tmp_path / "run", PATTERNS[pattern]
     run = ["run", *stopping.SETTINGS, "--local", "--output", folder]
