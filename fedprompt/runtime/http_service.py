@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,12 +83,15 @@ def serve(config: Config, port: Port, runs: int, say: Callable[[str], None]) -> 
 
     Raises InputError where the configuration is none of a black-box model, or its model cannot be made.
     """
-    listening = server(endpoint(config, runs, port.door))
-    with left_for_this_user(port.door.token, port.number):
+
+    def ready() -> None:
         say(f"serving at {port.address}; Ctrl-C ends it")
         if (what := _needs_token(config, port)) and not port.given:
             say(f"{what} needs the token: export {VARIABLE}={port.door.token}")
-        listening.run([port.socket])
+
+    server = Server(endpoint(config, runs, port.door), ready)
+    with left_for_this_user(port.door.token, port.number):
+        server.run([port.socket])
 
 
 def endpoint(config: Config, runs: int, door: Door) -> Endpoint:
@@ -109,20 +114,34 @@ def endpoint(config: Config, runs: int, door: Door) -> Endpoint:
     return Endpoint(about, Runs(limits), Desk(Batcher(scorer)), door)
 
 
-def server(application: Endpoint) -> uvicorn.Server:
-    """What takes requests to an endpoint."""
-    settings = uvicorn.Config(
-        application,
-        http=LimitedConnection,
-        ws="none",
-        lifespan="off",
-        log_level="error",  # what anybody may cause is no news
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=LAST_ANSWERS,
-    )
-    return uvicorn.Server(settings)
+class Server(uvicorn.Server):
+    """What takes requests to an endpoint; ``ready`` is called once it does."""
+
+    def __init__(self, application: Endpoint, ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application,
+                http=LimitedConnection,
+                loop="asyncio",
+                ws="none",
+                lifespan="off",
+                log_level="error",  # what anybody may cause is no news
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=LAST_ANSWERS,
+            )
+        )
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin, and take the end of the terminal for what Ctrl-C and SIGTERM are."""
+        await super().startup(sockets)
+        hangup = getattr(signal, "SIGHUP", None)
+        here = threading.current_thread() is threading.main_thread()
+        if hangup is not None and here and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signal.signal(hangup, self.handle_exit)
+        self._ready()
 
 
 def limits_of(config: Config, data: FederatedData, runs: int) -> Limits:
