@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args
@@ -43,7 +44,15 @@ def checked(model: type[Model], tree: dict[str, Any], section: str = "", hint: H
     except ValidationError as error:
         raise InputError(_explain(error, model, section, hint)) from None
     _refuse_true_as_1(tree, validated, section)
+    _refuse_infinity(validated, section)
     return validated
+
+
+def _refuse_infinity(validated: BaseModel, section: str) -> None:
+    """Raise InputError for a number that is not finite, which a class of another package may let through."""
+    for name, value in validated:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{section}.{name}: found {value}; allowed: a finite number")
 
 
 def _refuse_true_as_1(tree: dict[str, Any], validated: BaseModel, section: str) -> None:

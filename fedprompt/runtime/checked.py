@@ -52,10 +52,11 @@ def in_round(round: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except MethodFailed as error:
-        line = f"round {round}: {error}"
-        if error.details:
+        failed = getattr(error, "cause", None) or error  # from a worker it comes with a RayTaskError around it
+        line = f"round {round}: {failed}"
+        if failed.details:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(error.details, encoding="utf-8")
+            (folder / "error.txt").write_text(failed.details, encoding="utf-8")
             line += f"; all of it in {folder / 'error.txt'}"
         raise RunFailed(line) from error
 
@@ -168,5 +169,9 @@ class CheckedMethod:
 
 def _who(algorithm: Algorithm) -> str:
     cls = type(algorithm)
-    own = "" if cls.__module__.startswith("fedprompt.") else f" ({cls.__module__}.{cls.__qualname__})"
-    return f"method '{cls.name}'{own}"
+    return f"method '{cls.name}'" + (f" ({cls.__module__}.{cls.__qualname__})" if is_foreign(algorithm) else "")
+
+
+def is_foreign(algorithm: Algorithm) -> bool:
+    """Whether a method comes from another package, or a notebook."""
+    return not type(algorithm).__module__.startswith("fedprompt.")

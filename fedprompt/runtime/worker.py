@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,6 +27,7 @@ from fedprompt.data.images import Images, SharedRows
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params, size_in_bytes
 from fedprompt.runtime.build import build_algorithm, build_model, build_served, local_options
+from fedprompt.runtime.checked import calling, is_foreign
 from fedprompt.seeding import Stream, generator
 
 Sent = Images | SharedRows  # how images come to a worker
@@ -106,10 +108,16 @@ class Worker:
         ``data`` are prepared examples in the order of ``tasks`` and then, where every step needs them, their images.
         Returns what the method's ``aggregate`` needs of their updates, which may be their mean.
         """
-        rule = self._algorithm.rule(local_options(self._config), round)
+        with calling(self._algorithm, "rule"):
+            rule = self._algorithm.rule(local_options(self._config), round)
         training = self._training(round, rule, self._algorithm.trains)
         model = self._model if self._service is None else self._served.asking(tasks[0].client, (round,))
-        return self._algorithm.summarize(train_group(model, tasks, _with_images(data, len(tasks)), training))
+        examples = _with_images(data, len(tasks))
+        # Another package's rule is its method's; what fails in training with a rule of ours is no method's fault.
+        with calling(self._algorithm, "training by its rule") if is_foreign(self._algorithm) else nullcontext():
+            updates = train_group(model, tasks, examples, training)
+        with calling(self._algorithm, "summarize"):
+            return self._algorithm.summarize(updates)
 
     def personalize(self, tuning: Tuning, round: int, tasks: Sequence[Task], *data: Examples | Sent) -> list[Point]:
         """Let a group of clients go on tuning for themselves, each from its task's params, and score it on the way.
