@@ -118,7 +118,8 @@ def make_batch() -> Callable[..., Batch]:
 @pytest.fixture(scope="module")
 def small_cluster() -> Iterator[None]:
     """A Ray of two CPUs, to which this process is connected."""
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    yield
-    ray.shutdown()
+    pytest.importorskip("ray")
+    from fedprompt.runtime.clusters import own_cluster
+
+    with own_cluster(num_cpus=2):
+        yield

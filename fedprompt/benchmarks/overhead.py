@@ -53,7 +53,7 @@ from fedprompt.runtime.places import reserved, waited
 from fedprompt.runtime.ray_pool import RayPool
 lap("imports")
 config = load(None, sys.argv[1:])
-with connected(config), reserved(config) as places:
+with connected(config, lambda line: None), reserved(config) as places:
     list(waited(places))
     lap("Ray")
     driver = ray.remote(Driver).options(num_cpus=0).remote(config, tempfile.gettempdir(), places)
@@ -130,7 +130,7 @@ def _tasks(repetitions: int) -> dict[str, float]:
 @contextmanager
 def _pools(config: Config) -> Iterator[dict[str, Pool]]:
     data = build_data(config)
-    with connected(config), reserved(config) as places:
+    with connected(config, click.echo), reserved(config) as places:
         list(waited(places))
         pools = {"in-process": InProcessPool(config, data), "Ray": RayPool(config, data, places)}
         try:

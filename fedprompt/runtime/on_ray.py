@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -20,11 +15,11 @@ from fedprompt import interrupts
 from fedprompt.blackbox.access import given_token
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError, RunFailed
+from fedprompt.errors import RunFailed
 from fedprompt.failure import told_in_one_line
+from fedprompt.runtime.clusters import connect
 from fedprompt.runtime.driver import Driver
 from fedprompt.runtime.federation import Record
-from fedprompt.runtime.leftovers import marked, watched
 from fedprompt.runtime.locks import NOBODY, Held
 from fedprompt.runtime.places import reserved, waited
 from fedprompt.runtime.pool import threads_per_worker
@@ -35,57 +30,13 @@ STOPPING = "stopping after the round under way; Ctrl-C again stops at once"
 
 
 @contextmanager
-def connected(config: Config) -> Iterator[None]:
-    """Be connected to the cluster at ``runtime.address``, or to one of this machine's own that ends with the run.
+def connected(config: Config, say: Callable[[str], None]) -> Iterator[None]:
+    """Be connected to the cluster at ``runtime.address`` or RAY_ADDRESS, or to one of this machine's own.
 
-    What workers print stays in Ray's log files. Raises InputError where there is no cluster at the address.
+    A process that is connected already stays so. Errors and ``say``: as ``connect`` has them.
     """
-    if ray.is_initialized():
+    with nullcontext() if ray.is_initialized() else connect(config.runtime.address, say):
         yield
-        return
-    address = config.runtime.address or os.environ.get("RAY_ADDRESS") or "local"
-    with watched() if address == "local" else nullcontext():
-        try:
-            with interrupts.deferred(), marked():  # a cluster that has half started would not end with us
-                _start(address)
-            yield
-        finally:
-            with interrupts.deferred():
-                ray.shutdown()
-
-
-def _start(address: str) -> None:
-    try:
-        _connect(address)
-    except SystemExit:  # Ray's own answer to SIGTERM meanwhile
-        raise KeyboardInterrupt from None
-
-
-def _connect(address: str) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a worker without a share of a GPU sees none
-    # A cluster of this machine's own listens on loopback only, and needs neither a network nor a name for the host.
-    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        _knock(address)
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"runtime.address: cannot connect to '{address}' ({reason}); allowed: HOST:PORT of a running cluster, or "
-            "leave it out for one of this machine's own"
-        ) from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT: Ray itself would go on asking for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def run_on_ray(config: Config, output: Path, held: Held = NOBODY) -> Iterator[Record]:
@@ -96,7 +47,9 @@ def run_on_ray(config: Config, output: Path, held: Held = NOBODY) -> Iterator[Re
     After Ctrl-C the driver saves and ends after the round under way; its last word is then ``stopped``. The driver is
     on this process's host, where ``output`` is; workers may be on any, where files must have the same absolute path.
     """
-    with connected(config), reserved(config) as places:
+    notes: list[str] = []
+    with connected(config, notes.append), reserved(config) as places:
+        yield from ({"note": line} for line in notes)
         # Not soft: Ray does not always keep to that, and with this host this process would end as well.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "max_concurrency": 2, "scheduling_strategy": here}
@@ -123,7 +76,7 @@ def pool_on_ray(config: Config, data: FederatedData, output: Path, say: Callable
     What workers raise comes out in one line, as InputError or RunFailed, with details in ``output``.
     """
     torch.set_num_threads(threads_per_worker(config))  # as in one process, for what is made for clients here
-    with connected(config), reserved(config) as places:
+    with connected(config, say), reserved(config) as places:
         for line in waited(places):
             say(line)
         with told_in_one_line(output, config.to_yaml()), closing(RayPool(config, data, places)) as pool:

@@ -125,7 +125,7 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
 @contextmanager
 def _connected(sweep: Sweep, say: Callable[[str], None]) -> Iterator[None]:
     say("starting Ray")
-    with connected(sweep.trials[0].config):
+    with connected(sweep.trials[0].config, say):
         yield
 
 
