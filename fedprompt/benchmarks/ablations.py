@@ -74,7 +74,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     root = Path("runs") / ("ablations-quick" if quick else "ablations")
     csv = root / "ablations.csv" if json_path is None else json_path.with_suffix(".csv")
     run_stages(csv, table, *(partial(stage, root, quick) for stage in (_ablations, _telling, _sensitivities)))
-    runs = pd.read_csv(csv)
+    runs = pd.read_csv(csv, float_precision="round_trip")
     show(tables(runs), figure(runs), csv)
     if json_path is not None:
         json_path.write_text(json.dumps({"rates": list(RATES), "shared": list(SHARED)}, indent=1) + "\n")

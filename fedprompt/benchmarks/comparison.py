@@ -84,7 +84,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     plan = (_search, _search_again, _once, _untuned, _headline, _carried, _apart, _study)
     stages = (partial(stage, root, quick) for stage in plan)
     done = run_stages(base.with_suffix(".csv"), table, *stages, kept=rows_of(base.with_suffix(".csv")))
-    runs = pd.read_csv(base.with_suffix(".csv"))
+    runs = pd.read_csv(base.with_suffix(".csv"), float_precision="round_trip")
     evaluations = curves(done, base.with_suffix(".curves.csv"))
     write_atomic(base.with_suffix(".curves.csv"), evaluations.to_csv(index=False, float_format="%.4g").encode())
     show(tables(runs), figure(runs), base.with_suffix(".csv"))
@@ -287,7 +287,7 @@ def curves(runs: Sequence[Job | Kept], earlier: Path) -> pd.DataFrame:
         for record in metrics.read(job.folder / "metrics.jsonl")
         if "test" in record
     ]
-    kept = [pd.read_csv(earlier)] if earlier.exists() else []
+    kept = [pd.read_csv(earlier, float_precision="round_trip")] if earlier.exists() else []
     order = ("setting", "method", "seed", "round")
     both = pd.concat([*kept, pd.DataFrame(rows)]).drop_duplicates(order, keep="last")
     return sorted_by_names(both, order, (*SETTINGS, *STUDY, *WITH_TRIALS, *CAPPED))

@@ -120,7 +120,11 @@ class Kept:
 
 def rows_of(csv: Path) -> list[Kept]:
     """The runs that a table has, none where it is missing; no rates are an empty text."""
-    return [Kept(row) for row in pd.read_csv(csv).fillna({"rates": ""}).to_dict("records")] if csv.exists() else []
+    return (
+        [Kept(row) for row in pd.read_csv(csv, float_precision="round_trip").fillna({"rates": ""}).to_dict("records")]
+        if csv.exists()
+        else []
+    )
 
 
 def one_per_core() -> ProcessPoolExecutor:

@@ -125,7 +125,9 @@ def _table(jobs: Sequence[Job]) -> pd.DataFrame:
     """The curves of all jobs: a row per clients' optimizer, seed and model, means over clients."""
     curves = []
     for job in jobs:
-        curve = pd.read_csv(job.folder / "personalize" / "curve.csv", converters={"lr": float})
+        curve = pd.read_csv(
+            job.folder / "personalize" / "curve.csv", converters={"lr": float}, float_precision="round_trip"
+        )
         curve.insert(0, "optimizer", job.clients)
         curve.insert(1, "seed", job.seed)
         curves.append(curve)

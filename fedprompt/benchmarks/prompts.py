@@ -66,7 +66,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     csv = root / "prompts.csv" if json_path is None else json_path.with_suffix(".csv")
     varied = [partial(_vary, root, quick, name) for name in VARIED]
     done = run_stages(csv, table, partial(_without, root, quick), *varied, partial(_compare, root, quick))
-    runs = pd.read_csv(csv)
+    runs = pd.read_csv(csv, float_precision="round_trip")
     show(tables(runs), figure(runs), csv)
     if json_path is not None:
         prompts, rates = best(done, quick)

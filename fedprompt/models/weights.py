@@ -226,7 +226,8 @@ def available() -> list[BackboneEntry]:
             "hub or PATH",
             "any timm VisionTransformer with a class token, from the hub or a state-dict file",
             False,
-            "names: python -c \"import timm; print(*timm.list_pretrained('vit_*'), sep='\\n')\"",
+            'names: python -c "from fedprompt.models.timm_import import import_timm; '
+            "print(*import_timm().list_pretrained('vit_*'), sep='\\n')\"",
         ),
     ]
 

@@ -245,7 +245,7 @@ def _rows(path: Path) -> pd.DataFrame:
     needed = [*trade_off.MODEL, *trade_off.ACCURACIES]
     try:
         # a rate is found again only if every digit of it is read
-        rows = pd.read_csv(path, converters={"lr": float})
+        rows = pd.read_csv(path, converters={"lr": float}, float_precision="round_trip")
         numbers = rows[needed].astype(float)
     except (ValueError, KeyError) as error:
         raise InputError(f"{path}: not a table of {', '.join(needed)} ({printable(str(error), 100)})") from None
