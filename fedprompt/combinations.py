@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from fedprompt.algorithms.base import Algorithm
     from fedprompt.config import Config
 
+LEAST_SHARE = 0.01  # of a GPU, for one worker
+
 
 def check(config: Config, algorithm: type[Algorithm]) -> None:
     """Raise InputError, naming the key, what was found and what is allowed, for the first thing that does not fit."""
@@ -87,9 +89,10 @@ def _check_sizes(config: Config) -> None:
         )
     if any(not 0 <= beta < 1 for beta in config.local.betas):
         raise InputError(f"local.betas: {list(config.local.betas)}; allowed: two numbers from 0 to below 1")
-    if runtime.gpus_per_worker and runtime.gpus_per_worker > 1 and runtime.gpus_per_worker % 1:
+    gpus = runtime.gpus_per_worker
+    if gpus and (gpus < LEAST_SHARE or (gpus > 1 and gpus % 1)):
         raise InputError(
-            f"runtime.gpus_per_worker: {runtime.gpus_per_worker}; allowed: a fraction up to 1, or a whole number"
+            f"runtime.gpus_per_worker: {gpus}; allowed: 0, a fraction from {LEAST_SHARE} to 1, or a whole number"
         )
 
 

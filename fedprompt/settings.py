@@ -75,7 +75,7 @@ def apply(tree: dict[str, Any], override: str) -> str:
     """
     key, separator, text = override.partition("=")
     key = key.strip()
-    if not separator or not all(key.split(".")):
+    if not separator or not all(key.split(".")) or not key.isprintable():
         raise InputError(
             f"{shown(override)}: not an override; allowed: key.path=value, for example partition.alpha=0.1"
         )

@@ -60,6 +60,7 @@ def parse_value(text: str) -> Any:
     What begins with a bracket or a quote is YAML; all else is one scalar, in which ``#`` and ``: `` are no syntax.
     """
     text = text.strip()
+    _check_characters(text)
     if not text:
         raise NotRead("no value; allowed: a value, null for what may be left out, or '' in quotes for an empty text")
     if text[0] not in _OPENING:
@@ -148,6 +149,7 @@ class _Builder:
                 self._put(done._replace(value=copy.deepcopy(done.value)), None, mark)
             case yaml.ScalarEvent():
                 self._grow(size=1, height=0, mark=mark)
+                _check_characters(event.value, mark)
                 is_key = bool(self._open) and self._open[-1].expects_key
                 self._put(_Done(event.value if is_key else _meaning(event), 1, 0), event.anchor, mark)
 
@@ -200,6 +202,14 @@ class _Collection:
         if key in self.value:
             raise NotRead(f"the key {shown(key)} is there twice; allowed: once", mark)
         return key
+
+
+def _check_characters(text: str, mark: yaml.Mark | None = None) -> None:
+    """Refuse what no file can hold: halves of characters, such as a command line makes of bytes that are no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise NotRead("text with bytes or escapes that are no characters; allowed: Unicode", mark) from None
 
 
 def _meaning(event: yaml.ScalarEvent) -> Any:

@@ -58,7 +58,7 @@ def test_an_override_is_a_scalar_unless_it_begins_with_a_bracket_or_a_quote(text
     assert yaml_text.parse_value(text) == value
 
 
-NO_VALUES = ["", "  ", "[1", "{a", "'a", "[1], [2]", "[1] #2", "'a' #2", "'a': b", "[1]]", "{a: 1, a: 2}", "[!!int x]"]
+NO_VALUES = ["", "\udcff", "[1", "{a", "'a", "[1], [2]", "[1] #2", "'a' #2", "'a': b", "[1]]", "{a: 1, a: 2}", "[!!int x]"]
 
 
 @pytest.mark.parametrize("text", [*NO_VALUES, "9" * 5000])
@@ -94,6 +94,8 @@ REFUSED = {
     "merge": "a: &a {b: 1}\n<<: *a",
     "two documents": "seed: 1\n---\nseed: 2",
     "null byte": "seed: a\0b",
+    "half of a character": 'seed: "\\ud800"',
+    "half of a character as key": '"\\ud800": 1',
     "escape beyond Unicode": 'seed: "\\UFFFFFFFF"',
     "version of many digits": f"%YAML {'9' * 5000}.1\n---\nseed: 1",
     "unclosed": "seed: [1",

@@ -118,7 +118,7 @@ def _place(loader: Loader) -> str:
 def default_root() -> Path:
     """Return the folder with a subfolder per data set: ``$FEDPROMPT_DATA``, else ``~/.cache/fedprompt/data``."""
     given = os.environ.get(ENVIRONMENT)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "fedprompt" / "data"
+    return Path(os.path.expanduser(given)) if given else Path.home() / ".cache" / "fedprompt" / "data"
 
 
 def available(root: str | None = None) -> list[DatasetInfo]:
@@ -149,7 +149,7 @@ def load(name: str, root: str | None = None) -> Dataset:
 
 
 def _folder(root: str) -> Path:
-    folder = Path(root).expanduser()
+    folder = Path(os.path.expanduser(root))
     if not folder.is_dir():
         raise InputError(f"data.root: '{root}' is no folder; give the folder that holds the data set's files")
     return folder

@@ -62,7 +62,7 @@ def origin_of(config: Config, data: Fingerprint, files: Mapping[str, str]) -> Or
 def digests(config: Config) -> dict[str, str]:
     """Digests of the files that the configuration names, by key; data has a fingerprint of its own."""
     tree = flat(config.model_dump(mode="json"))
-    named = {key: Path(tree[key]).expanduser() for key in FILES if tree[key] is not None}
+    named = {key: Path(tree[key]) for key in FILES if tree[key] is not None}
     return {key: _digest(path) for key, path in named.items() if path.is_file()}
 
 
