@@ -165,7 +165,7 @@ class RuntimeSection(Section):
     """Where it happens. ``workers`` left out: as many as the machine's GPUs or cores carry."""
 
     workers: int | None = Field(None, gt=0, le=10_000)
-    cpus_per_worker: float = Field(1.0, ge=0.01, le=1024)
+    cpus_per_worker: float = Field(1.0, ge=0.01, le=256)
     gpus_per_worker: float | None = Field(None, ge=0, le=1024)
     group_size: int = Field(3, gt=0, le=1_000_000)  # clients that train as one batch; on a GPU more are faster
     address: str | None = None

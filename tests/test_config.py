@@ -116,7 +116,7 @@ def test_what_is_read_cannot_be_changed():
         ("algorithm.mu=1", ["algorithm.mu: not a key of 'pfpt'", "fedmem, fedprox", "allowed here: name, schedule"]),
         ("federation.rounds=1000000", ["federation.rounds", "less than or equal to 999999"]),
         ("runtime.gpus_per_worker=1e-300", ["runtime.gpus_per_worker", "a fraction from 0.01 to 1"]),
-        ("runtime.cpus_per_worker=1e10", ["runtime.cpus_per_worker", "less than or equal to 1024"]),
+        ("runtime.cpus_per_worker=1e10", ["runtime.cpus_per_worker", "less than or equal to 256"]),
         ("backbone.crop=1e-300", ["backbone.crop", "greater than or equal to 0.1"]),
         ("federation=5", ["federation", "found 5", "clients, cohort, rounds"]),
         ("algorithm=fedavg", ["algorithm", "'fedavg'", "name"]),

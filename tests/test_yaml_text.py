@@ -58,7 +58,20 @@ def test_an_override_is_a_scalar_unless_it_begins_with_a_bracket_or_a_quote(text
     assert yaml_text.parse_value(text) == value
 
 
-NO_VALUES = ["", "\udcff", "[1", "{a", "'a", "[1], [2]", "[1] #2", "'a' #2", "'a': b", "[1]]", "{a: 1, a: 2}", "[!!int x]"]
+NO_VALUES = [
+    "",
+    "\udcff",
+    "[1",
+    "{a",
+    "'a",
+    "[1], [2]",
+    "[1] #2",
+    "'a' #2",
+    "'a': b",
+    "[1]]",
+    "{a: 1, a: 2}",
+    "[!!int x]",
+]
 
 
 @pytest.mark.parametrize("text", [*NO_VALUES, "9" * 5000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 def read_weights(weights: str, *, most: int) -> dict[str, Tensor]:
     """Return the state dict in a file that ``backbone.weights`` names, of at most ``most`` bytes."""
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if path.suffix not in SUFFIXES or not path.exists():
         found = "no such file" if path.suffix in SUFFIXES else "no known source"
         raise InputError(

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedprompt.algorithms import registry
 from fedprompt.config import PROMPTS, Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
-from fedprompt.models.outline import Outline, outline
+from fedprompt.models.weights import blueprint
 
 FLOAT = 4  # bytes
 TRAINED = 4  # copies of what a client trains: values, gradients and the two moments of Adam
@@ -40,6 +42,16 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """Sizes of the backbone: width, blocks, tokens per image, and numbers in its weights."""
+
+    width: int
+    depth: int
+    tokens: int
+    weights: int
+
+
+@dataclass(frozen=True)
 class Samples:
     """Numbers of the data: classes, images of all splits, and samples of the largest client and test set."""
 
@@ -54,9 +66,7 @@ def check_memory(config: Config, data: FederatedData, room: int | None = None) -
 
     The line names what needs most of it, the setting that is farthest above its default first, and both sizes.
     """
-    backbone = outline(config.backbone.name, config.backbone.image_size)
-    if backbone is None:
-        return
+    backbone = outline(config)
     images = len(data.train) + len(data.validation) + len(data.test)
     samples = Samples(len(data.class_names), images, int(max(data.sizes)), max(len(data.test), len(data.validation)))
     room, parts = machine_bytes() if room is None else room, needs(config, backbone, samples)
@@ -69,6 +79,16 @@ def check_memory(config: Config, data: FederatedData, room: int | None = None) -
             f"{key}: {_value(config, key)} needs {_mb(most.bytes)} of memory for {most.what}{others and ' with'}"
             f"{others[1:]} (the whole run: {_mb(total)}); allowed: what fits into the {_mb(room)} here"
         )
+
+
+def outline(config: Config) -> Outline:
+    """Return the backbone's sizes, all of them 0 where it is behind a service elsewhere. Raises InputError."""
+    if config.is_blackbox and config.blackbox.address is not None:
+        return Outline(0, 0, 0, 0)
+    with torch.random.fork_rng(devices=[]):
+        vit = blueprint(config.backbone.name, config.backbone.image_size)
+    tokens = vit.num_prefix_tokens + vit.patch_embed.num_patches
+    return Outline(vit.embed_dim, len(vit.blocks), tokens, sum(p.numel() for p in vit.parameters()))
 
 
 def needs(config: Config, backbone: Outline, samples: Samples) -> list[Need]:

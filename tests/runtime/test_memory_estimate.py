@@ -5,11 +5,10 @@ from tiny import TINY
 
 from fedprompt.config import load
 from fedprompt.errors import InputError
-from fedprompt.models.outline import outline
 from fedprompt.models.weights import create_backbone
 from fedprompt.runtime import memory
 from fedprompt.runtime.build import build_data
-from fedprompt.runtime.memory import Samples, check_memory, machine_bytes, needs
+from fedprompt.runtime.memory import Samples, check_memory, machine_bytes, needs, outline
 from fedprompt.runtime.run import run_in_process
 
 SAMPLES = Samples(classes=10, images=1000, client=100, tested=200)
@@ -18,17 +17,15 @@ SAMPLES = Samples(classes=10, images=1000, client=100, tested=200)
 def whole(*overrides):
     """Bytes of all parts."""
     config = load(None, [*TINY, *overrides])
-    return sum(need.bytes for need in needs(config, outline(config.backbone.name, config.backbone.image_size), SAMPLES))
+    return sum(need.bytes for need in needs(config, outline(config), SAMPLES))
 
 
 def test_an_outline_has_the_sizes_of_the_backbone():
     vit = create_backbone("test_vit", "random", 32)
-    found = outline("test_vit", 32)
+    found = outline(load(None, TINY))
     assert (found.width, found.depth) == (vit.embed_dim, len(vit.blocks))
     assert found.weights == sum(p.numel() for p in vit.parameters())
     assert found.tokens == vit.num_prefix_tokens + vit.patch_embed.num_patches
-    assert outline("no_such_model", 32) is None
-    assert outline("resnet18", 32) is None
 
 
 @pytest.mark.parametrize(
