@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +18,7 @@ from fedprompt.config import load
 from fedprompt.errors import InputError, RunFailed, did_you_mean
 from fedprompt.failure import told_in_one_line
 from fedprompt.interrupts import terminated_as_interrupt, undisturbed
-from fedprompt.terminal import INTERRUPTED, columns, fail, follow, stoppable
+from fedprompt.terminal import INTERRUPTED, fail, follow, stoppable
 from fedprompt.wording import counted
 
 
@@ -204,53 +204,25 @@ def partition(config: tuple[str, ...], output: Path | None, features: bool) -> N
 @_command
 def algorithms() -> None:
     """List the methods: what they are, where they are from, what they train and their settings."""
-    from fedprompt.algorithms import registry
+    from fedprompt import listings
 
-    rows: list[tuple[str, ...]] = []
-    registry.tell_broken()
-    for method in registry.available():
-        fields = method.Settings.model_fields.items()
-        settings = [f"algorithm.{n}={'...' if f.is_required() else f.get_default()}" for n, f in fields]
-        rows.append((method.name, method.about))
-        rows += [
-            (line,) for line in (method.source, f"prompt.kind={'|'.join(method.kinds)}", " ".join(settings)) if line
-        ]
-    _list(columns(rows))
+    listings.show(listings.algorithms())
 
 
 @_command
 def datasets() -> None:
     """List the data sets, whether they are present here, and how to get them."""
-    from fedprompt.algorithms import registry
-    from fedprompt.data import available
+    from fedprompt import listings
 
-    registry.tell_broken()  # packages with methods may bring data sets
-    rows: list[tuple[str, ...]] = []
-    for info in available():
-        rows.append((info.name, _state(info.present), info.about))
-        rows += [] if info.present else [(f"get it: {info.get}",)]
-    _list(columns(rows))
+    listings.show(listings.datasets())
 
 
 @_command
 def backbones() -> None:
     """List pretrained backbones, whether their weights are present here, and how to get them."""
-    from fedprompt.models.weights import available
+    from fedprompt import listings
 
-    rows: list[tuple[str, ...]] = []
-    for entry in available():
-        rows += [(entry.name, entry.weights, _state(entry.present)), (entry.about,)]
-        rows += [] if entry.present else [(f"get it: {entry.how}",)]
-    _list(columns(rows, indent=4))
-
-
-def _state(present: bool) -> str:
-    return "present" if present else "absent"
-
-
-def _list(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
+    listings.show(listings.backbones(), indent=4)
 
 
 @_command
@@ -336,6 +308,7 @@ def bench(name: str, json_path: Path | None, quick: bool) -> None:
 
 
 bench.epilog = "\b\nNAME:\n" + "\n".join(f"  {name:<15}{about}" for name, about in BENCHMARKS.items())
+
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,10 @@
-"""What a run shows on the terminal while it goes on, how it ends there, and lists in columns."""
+"""What a run shows on the terminal while it goes on, and how it ends there."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from fedprompt.runtime.locks import Held
 
 INTERRUPTED = "fedprompt: interrupted"
-_QUOTED = re.compile(r'(\S+ ){0,2}"[^"]*"')  # with the program and the option before it
 
 
 def fail(line: str, code: int) -> NoReturn:
@@ -44,26 +40,6 @@ def stoppable(resume: str, saved: Path) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         fail(f"fedprompt: stopped; continue with: {resume}" if saved.exists() else INTERRUPTED, 1)
-
-
-def columns(rows: Sequence[tuple[str, ...]], indent: int | None = None, width: int | None = None) -> Iterator[str]:
-    """Lines of a table whose columns are as wide as they must be; what is in double quotes stays on one line.
-
-    Args:
-        rows: texts of the columns; a row of one text continues the row above it.
-        indent: where such a row begins; left out: below the last column.
-        width: to break lines at; left out: the terminal's, and none where there is no terminal.
-    """
-    if width is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    whole = [row[:-1] for row in rows if len(row) > 1]
-    sizes = [max(map(len, column)) + 2 for column in zip(*whole, strict=True)]
-    below = " " * (sum(sizes) if indent is None else indent)
-    for *before, last in rows:
-        start = "".join(cell.ljust(size) for cell, size in zip(before, sizes, strict=False)) or below
-        kept = _QUOTED.sub(lambda found: found[0].replace(" ", "\0"), last)
-        wrap = textwrap.TextWrapper(width, start, below, break_long_words=False, break_on_hyphens=False)
-        yield from (line.replace("\0", " ") for line in wrap.wrap(kept) or [start])
 
 
 def follow(config: Config, output: Path, local: bool, held: Held) -> None:

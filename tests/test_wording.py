@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedprompt.terminal import columns
+from fedprompt.listings import columns
 from fedprompt.wording import counted, duration
 
 
