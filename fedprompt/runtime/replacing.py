@@ -59,8 +59,11 @@ def put_back(output: Path) -> bool:
 
 
 def remove_own(output: Path) -> None:
-    """Remove the files of a run that has not begun, and the folders that are empty then."""
-    for path in own_files(output):
+    """Remove the files of a run that has not begun, and the folders that are empty then.
+
+    As a new run writes config.yaml first, it goes last: where it is missing, there is nothing else.
+    """
+    for path in reversed(own_files(output)):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     _remove_empty_folders(output)
 
