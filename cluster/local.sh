@@ -10,6 +10,15 @@ port=${RAY_PORT:-6379}
 dashboard=${DASHBOARD_PORT:-8265}
 agents=$dashboard  # ports of the raylets' agents: the next ones
 
+# Ray's command line, which here takes 127.0.0.1 at its word: of itself it listens on all of this host's addresses, or
+# allows no second raylet.
+on_loopback='
+from ray._private import ray_constants, services
+services.resolve_ip_for_localhost = lambda host: host
+ray_constants.ENABLE_RAY_CLUSTER = True
+from ray.scripts.scripts import main
+main()'
+
 fail() {
     echo "local.sh: $1" >&2
     exit "${2:-1}"
@@ -20,7 +29,8 @@ start() {
     local name=$1 agent=$((++agents))
     shift
     # A folder of its own: a raylet replaces a job's working folder when it finds one that it has not made.
-    setsid ray start --block --node-ip-address=127.0.0.1 --num-cpus="$cpus" --object-store-memory=500000000 \
+    setsid python -c "$on_loopback" start --block --node-ip-address=127.0.0.1 --num-cpus="$cpus" \
+        --object-store-memory=500000000 \
         --temp-dir="$dir/$name" \
         --disable-usage-stats --dashboard-agent-listen-port="$agent" "$@" >"$dir/$name.log" 2>&1 </dev/null &
     echo $! >"$dir/$name.pid"
@@ -55,6 +65,7 @@ up() {
     mkdir -m 700 "$dir" 2>/dev/null || fail "$dir is there already; cluster/local.sh down ends that cluster" 2
     (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$dir/token")
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$dir/token"
+    export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_enable_metrics_collection=0  # loopback; no numbers to whoever asks
     cpus=$(($(nproc) / (workers + 1)))
     cpus=$((cpus > 0 ? cpus : 1))
     bring_up head --head --port="$port" --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
@@ -64,7 +75,7 @@ up() {
     done
     cat <<EOF
 A head and $workers workers with $cpus CPUs each are up. In a shell that is to use them:
-  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_API_SERVER_ADDRESS=http://127.0.0.1:$dashboard
   ray job submit --working-dir . -- fedprompt run --output "\$PWD/runs/first"
   fedprompt run runtime.address=127.0.0.1:$port
 To end them: cluster/local.sh down

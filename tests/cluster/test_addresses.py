@@ -11,7 +11,7 @@ ray = pytest.importorskip("ray")
 
 import grpc  # noqa: E402
 
-from fedprompt.errors import InputError  # noqa: E402
+from fedprompt.errors import InputError, RunFailed  # noqa: E402
 from fedprompt.runtime import clusters  # noqa: E402
 
 
@@ -162,3 +162,14 @@ def test_a_cluster_and_settings_that_do_not_agree_are_one_line(demands, settings
         monkeypatch.setenv(name, value)
     with serving(Head(demands)) as address, pytest.raises(InputError, match=line), clusters.connect(address, print):
         pass
+
+
+def test_a_cluster_of_our_own_that_does_not_start_is_one_line_and_leaves_the_environment_as_it_was(monkeypatch):
+    def too_slow(*_, **__):
+        raise Exception("The current node timed out during startup.\nmore")  # what Ray raises
+
+    monkeypatch.setattr(clusters, "_init", too_slow)
+    before = dict(os.environ)
+    with pytest.raises(RunFailed, match=r"Ray does not start on this machine .The current node timed out.* more"):
+        clusters.connect(None, print).__enter__()
+    assert dict(os.environ) == before
