@@ -15,7 +15,7 @@ def test_what_is_no_regular_file_is_refused_with_its_key_and_path(tmp_path, kind
         open_regular(tmp_path / "x", "head.embeddings")
 
 
-@pytest.mark.parametrize("path", ["nowhere", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("path", ["nowhere", "a\0b", "x" * 300])
 def test_a_path_of_no_file_is_one_line(path):
     with pytest.raises(InputError, match="allowed: a readable file") as refused:
         open_regular(path)
