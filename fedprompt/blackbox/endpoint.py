@@ -134,8 +134,8 @@ class Endpoint:
         except ValueError as error:
             raise Refusal(400, str(error)) from None
         if images.shape[1:] != (3, size, size) or not len(images):
-            shape = _short(str(images.shape))
-            raise Refusal(400, f"{images.dtype} {shape}; allowed: float32 [n, 3, {size}, {size}], n from 1")
+            line = f"{images.dtype} {images.shape}; allowed: float32 [n, 3, {size}, {size}], n from 1"
+            raise Refusal(400, line)
         if not ((images >= 0) & (images <= 1)).all():  # not a number is neither
             raise Refusal(400, "pixels that are no numbers from 0 to 1; allowed: 0 (black) to 1 (white)")
         return images
