@@ -43,7 +43,7 @@ COMMANDS = {
     "run, before it has a folder": (["run", *FAST, "--local"], running, "default_output", "fedprompt run"),
     "partition": (["partition", *FAST], build, "divided_data", "fedprompt partition"),
     "algorithms": (["algorithms"], registry, "available", "fedprompt algorithms"),
-    "datasets": (["datasets"], registry, "available", "fedprompt datasets"),
+    "datasets": (["datasets"], registry, "tell_broken", "fedprompt datasets"),
     "backbones": (["backbones"], weights, "available", "fedprompt backbones"),
     "sweep": (["sweep", "sweep.yaml"], sweep, "connected", "seed: 3"),
     "personalize": (["personalize", "RUN", "--local", "--output", "out"], personalize, "personalize", "fedavg"),
@@ -62,8 +62,9 @@ def test_a_fault_of_ours_is_one_line_in_every_command(case, finished, tmp_path, 
     monkeypatch.setattr(place, name, faulty)
     monkeypatch.setattr("sys.argv", ["fedprompt", *arguments])
     assert cli(*arguments) == 1
-    found = LINE.fullmatch(capsys.readouterr().err)
-    assert found
+    errors = capsys.readouterr().err
+    found = LINE.fullmatch(errors)
+    assert found, errors
     details = Path(found[1])
     assert (details == Path("out/error.txt")) == Path("out").exists()
     text = details.read_text()
