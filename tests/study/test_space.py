@@ -197,7 +197,7 @@ def test_an_override_cannot_go_against_the_space(trials_of):
     [
         ([], "SWEEP.yaml: missing"),
         (["--resume"], "--resume: needs --output DIR"),
-        (["nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
+        (["nowhere.yaml"], "nowhere.yaml: is missing"),
         (["--resume", "--output", "nowhere"], "--resume: no sweep in nowhere"),
         ([str(READY[0]), "--output", str(READY[0].parent)], "--output: "),
     ],
