@@ -124,7 +124,6 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
 
 @contextmanager
 def _connected(sweep: Sweep, say: Callable[[str], None]) -> Iterator[None]:
-    say("starting Ray")
     with connected(sweep.trials[0].config, say):
         yield
 
