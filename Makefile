@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test test-lowest lint setup clean
+.PHONY: demo test test-all test-lowest lint setup clean
 
 setup: $(READY)
 
@@ -24,6 +24,11 @@ demo: $(READY)
 test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# The tests marked long, too, and the fuzzers with fifty times as many examples: an hour or two.
+test-all: export OMP_NUM_THREADS = 1
+test-all: $(READY) lint
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "long or not long" --hypothesis-profile=long
 
 # The same tests with the lowest versions that pyproject.toml allows; several GB where the index has only CUDA's torch.
 test-lowest: export OMP_NUM_THREADS = 1
