@@ -80,7 +80,7 @@ def write_report(
     runs, left_out = find(folders)
     if not runs:
         raise InputError(
-            f"{folders[0]}: none of the {counted(len(left_out), 'run')} found has ended; the first, "
+            f"{folders[0]}: no finished run among {counted(len(left_out), 'run')}; the first, "
             f"{left_out[0].folder}: {left_out[0].why}"
         )
     say(f"finished runs: {len(runs)}, left out: {len(left_out)}")

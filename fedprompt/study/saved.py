@@ -63,22 +63,9 @@ class _Result(_Part):
     data: _Data | None = None  # results of version 0.1.0 have none
 
 
-class _Accuracy(_Part):
-    accuracy: Share | None = None
-
-
-class _Aggregate(_Part):
-    pool_size: Amount | None = None
-
-
 class _Line(_Part):
-    """A line of ``metrics.jsonl``."""
+    """What is added up over the lines of ``metrics.jsonl``, whose form ``metrics.read`` has checked."""
 
-    round: int = Field(ge=0)
-    test: _Accuracy = _Accuracy()
-    validation: _Accuracy = _Accuracy()
-    clients: dict[str, Any] = Field(default_factory=dict)
-    aggregate: _Aggregate = _Aggregate()
     communication: _Sent = _Sent()
     seconds: _Total = _Total()
 

@@ -336,7 +336,7 @@ def test_they_are_registered_and_own_everything(method):
         ("algorithm.compress=zip", r"^algorithm\.compress: found 'zip'"),
         ("algorithm.bits=1", r"^algorithm\.bits: found 1"),
         ("algorithm.share=0", r"^algorithm\.share: found 0"),
-        ("algorithm.gossip_steps=3", r"^algorithm\.gossip_steps: unknown key"),
+        ("algorithm.gossip_steps=3", r"^algorithm\.gossip_steps: not a key of 'dfedavg' but of dfedsam-mgs"),
         ("local.optimizer=lion", r"^local\.optimizer"),
     ],
 )

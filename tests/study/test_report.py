@@ -123,9 +123,9 @@ HUGE = "[" * 100_000  # deeper than Python's recursion
         ("result.json", lambda text: "null", "the whole: found None"),
         ("result.json", lambda text: HUGE, "result.json: cannot be read"),
         ("result.json", lambda text: text[:40], "result.json: cannot be read"),
-        ("metrics.jsonl", lambda text: text.replace('"accuracy": 0.5', '"accuracy": "high"'), "round 0: test.accuracy"),
-        ("metrics.jsonl", lambda text: text.replace('{"accuracy": 0.5}', "5"), "round 0: test: found 5"),
-        ("metrics.jsonl", lambda text: text.replace("6.0", "[]"), "round 0: aggregate.pool_size: found []"),
+        ("metrics.jsonl", lambda text: text.replace('"accuracy": 0.5', '"accuracy": "high"'), "line 1: found"),
+        ("metrics.jsonl", lambda text: text.replace('{"accuracy": 0.5}', "5"), "line 1: found"),
+        ("metrics.jsonl", lambda text: text.replace("6.0", "[]"), "line 1: found"),
         ("metrics.jsonl", lambda text: text.replace("700", "null"), "communication.up_bytes: found None"),
         (
             "metrics.jsonl",
@@ -176,7 +176,7 @@ def test_pools_that_cannot_be_read_are_no_part_of_the_map(tmp_path):
 
 def test_a_report_of_unfinished_runs_alone_is_an_input_error_that_names_the_first(tmp_path):
     (make_run(tmp_path / "run") / "result.json").unlink()
-    with pytest.raises(InputError, match=r"none of the 1 runs found has ended.*run: no result\.json"):
+    with pytest.raises(InputError, match=r"no finished run among 1 run; the first, .*run: no result\.json"):
         write_report([tmp_path], tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
