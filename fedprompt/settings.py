@@ -43,7 +43,7 @@ def checked(model: type[Model], tree: dict[str, Any], section: str = "", hint: H
         validated = model.model_validate(tree)
     except ValidationError as error:
         raise InputError(_explain(error, model, section, hint)) from None
-    _refuse_true_as_1(tree, validated, section)
+    _refuse_converted_booleans(tree, validated, section)
     _refuse_infinity(validated, section)
     return validated
 
@@ -55,17 +55,16 @@ def _refuse_infinity(validated: BaseModel, section: str) -> None:
             raise InputError(f"{section}.{name}: found {value}; allowed: a finite number")
 
 
-def _refuse_true_as_1(tree: dict[str, Any], validated: BaseModel, section: str) -> None:
-    """Raise InputError where ``true`` or ``false`` was taken for a number, as pydantic does."""
+def _refuse_converted_booleans(tree: dict[str, Any], validated: BaseModel, section: str) -> None:
+    """Raise InputError where pydantic took ``true`` for a number, or a number or text such as ``yes`` for ``true``."""
     own = {name: getattr(validated, name) for name in type(validated).model_fields}
     values = {**(validated.model_extra or {}), **own}
     for name, given in tree.items():
         key, taken = f"{section}.{name}" if section else name, values[name]
         if isinstance(given, dict) and isinstance(taken, BaseModel):
-            _refuse_true_as_1(given, taken, key)
-        elif isinstance(given, bool) and not isinstance(taken, bool):
-            allowed = _IN_WORDS["int" if isinstance(taken, int) else "float"]
-            raise InputError(f"{key}: found {given}; allowed: {allowed}")
+            _refuse_converted_booleans(given, taken, key)
+        elif isinstance(given, bool) != isinstance(taken, bool):
+            raise InputError(f"{key}: found {shown(given)}; allowed: {_IN_WORDS[type(taken).__name__]}")
 
 
 def apply(tree: dict[str, Any], override: str) -> str:
