@@ -14,6 +14,7 @@ from fedprompt.client.feed import Arrays
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
 
+NO_CLASS = -1  # predicted where a logit is not a number: never right
 BATCHES_AT_ONCE = 4  # test batches that run through the backbone together; more take memory and are no faster
 
 
@@ -22,7 +23,7 @@ class Predictions:
     """What a model said about n samples, in their order."""
 
     labels: np.ndarray  # int64 [n]
-    predicted: np.ndarray  # int64 [n]
+    predicted: np.ndarray  # int64 [n]; NO_CLASS where the model's answer was no number
     losses: np.ndarray  # float32 [n], cross-entropy
     selected: np.ndarray | None = None  # bool [P]: prompts of the pool that served any of the batches
 
@@ -69,7 +70,7 @@ def predict(
         stacked = {name: value.expand(len(counts), *value.shape) for name, value in params.items()}
         batch = data.batch(at, slot // batch_size, slot % batch_size, counts, keep=None)
         output = model.forward(stacked, batch)
-        predicted.append(output.logits.argmax(1))
+        predicted.append(output.logits.argmax(1).masked_fill(output.logits.isnan().any(1), NO_CLASS))
         losses.append(F.cross_entropy(output.logits, batch.labels, reduction="none"))
         if output.selected is not None:
             selected.append(output.selected.any(0))
@@ -79,9 +80,9 @@ def predict(
 
 def scores(predictions: Predictions, classes: int) -> dict[str, float | list[float | None]]:
     """Accuracy, balanced accuracy, macro F1, mean loss and per-class accuracy (None where a class has no sample)."""
-    confusion = np.zeros((classes, classes), dtype=np.int64)  # [true, predicted]
+    confusion = np.zeros((classes, classes + 1), dtype=np.int64)  # [true, predicted], NO_CLASS last
     np.add.at(confusion, (predictions.labels, predictions.predicted), 1)
-    hits, true, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    hits, true, said = np.diag(confusion), confusion.sum(1), confusion[:, :classes].sum(0)
     present = true > 0
     f1 = 2 * hits / np.maximum(true + said, 1)
     recall = hits / np.maximum(true, 1)

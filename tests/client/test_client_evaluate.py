@@ -149,3 +149,15 @@ def test_clients_without_test_samples_do_not_count():
     assert (got["mean_accuracy"], got["accuracies"]) == (pytest.approx(0.7), [0.5, None, 0.9])
     none = {"mean_accuracy": None, "worst_decile_accuracy": None, "accuracies": [None]}
     assert client_scores([0.0], [0]) == none
+
+
+def test_an_answer_that_is_no_number_is_never_right(make_model, make_examples):
+    model = make_model()
+    params = model.init(np.random.default_rng(0))
+    examples = prepare(model, make_examples(N), False)
+    broken = {name: torch.full_like(value, torch.nan) for name, value in params.items()}
+    predictions = predict(model, broken, examples, BATCH)
+    assert predictions.accuracy == 0
+    assert not predictions.correct.any()
+    told = scores(predictions, int(examples.labels.max()) + 1)
+    assert told["accuracy"] == told["balanced_accuracy"] == told["macro_f1"] == 0
