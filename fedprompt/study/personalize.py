@@ -27,12 +27,13 @@ from fedprompt.errors import InputError, shown
 from fedprompt.runtime.build import build_algorithm, divided_data
 from fedprompt.runtime.checkpoint_file import Checkpoint
 from fedprompt.runtime.checkpoints import store_of
-from fedprompt.runtime.federation import LOADING_DATA, grouped
+from fedprompt.runtime.federation import LOADING_DATA
 from fedprompt.runtime.holders import is_unused
 from fedprompt.runtime.locks import entered, refuse_if_used
 from fedprompt.runtime.pool import InProcessPool, Pool
 from fedprompt.runtime.resuming import check_config, check_data, check_state, digests
 from fedprompt.runtime.scoring import subsample
+from fedprompt.runtime.training import grouped
 from fedprompt.settings import Section, apply, checked
 from fedprompt.study import trade_off
 from fedprompt.texts import printable
@@ -202,7 +203,7 @@ def run(plan: Plan, local: bool, say: Callable[[str], None]) -> dict[str, Any]:
         say(f"{LOADING_DATA} and the model")
         data = divided_data(plan.config)
         check_data(plan.checkpoint, plan.config, data.fingerprint)
-        for note in plan.notes:
+        for note in (*plan.notes, *data.notes):
             say(note)
         with _pool(plan, data, local, say) as pool:
             return personalize(plan, data, pool, say)

@@ -37,7 +37,7 @@ from fedprompt.study.outcomes import FILE, Outcomes, read_endings
 from fedprompt.study.personalize import settings_of
 from fedprompt.study.space import Trial, expand
 from fedprompt.study.sweep_file import SweepFile, naming, read
-from fedprompt.study.trial import ERROR, METRIC, TIME, bundles, run_trial
+from fedprompt.study.trial import ERROR, METRIC, NOTES, TIME, bundles, run_trial
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.progress import Minutely
 from fedprompt.wording import counted
@@ -246,10 +246,15 @@ class _Watch(tune.Callback):
     def __init__(self, outcomes: Outcomes, say: Callable[[str], None]) -> None:
         self._outcomes, self._say = outcomes, Minutely(say)
         self._rounds: dict[str, int] = {}  # by trials that are running
+        self._noted: set[str] = set()
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         if TIME in result:
             self._rounds[self._ours(trial).name] = result[TIME]
+        for note in result.get(NOTES, ()):  # of the data, which many trials share: once
+            if note not in self._noted:
+                self._noted.add(note)
+                self._say.now(note)
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self._say(self._under_way())

@@ -23,7 +23,7 @@ from fedprompt.study.personalize import Personalize, after_run, personalize, wri
 from fedprompt.study.space import Trial
 
 TIME, METRIC = "round", "validation_accuracy"  # of what schedulers compare
-ERROR = "error"
+ERROR, NOTES = "error", "notes"  # in a report: why a trial has failed, what the user should know of its data
 
 
 def bundles(trial: Trial) -> tune.PlacementGroupFactory:
@@ -71,17 +71,22 @@ def run_trial(
 
 
 def _run(trial: Trial, folder: Path, held: Held) -> dict[str, Any]:
-    """Run a trial and report all rounds but the last, which is returned, or its error."""
+    """Run a trial and report all rounds but the last, which is returned, or its error; notes go with the next round."""
     last: dict[str, Any] = {}
+    notes: list[str] = []
     driver = Driver(trial.config, str(folder), get_current_placement_group(), held)
     with closing(driver.run()) as records:
         for record in records:
             if "error" in record:
                 last = {ERROR: record["error"]}
-            elif "round" in record and record["round"] < trial.config.federation.rounds:
-                tune.report(_numbers(record))
+            elif "note" in record:
+                notes.append(record["note"])
             elif "round" in record:
-                last = _numbers(record)
+                told, notes = {**_numbers(record), NOTES: notes}, []
+                if record["round"] < trial.config.federation.rounds:
+                    tune.report(told)
+                else:
+                    last = told
             elif "result" in record:
                 last = last or {TIME: trial.config.federation.rounds}  # all rounds were there before
     return last

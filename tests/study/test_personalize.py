@@ -19,6 +19,7 @@ from fedprompt.runtime.checkpoints import CheckpointStore
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.run import new_run, run_in_process
 from fedprompt.runtime.scoring import subsample
+from fedprompt.study import personalize as personalizing
 from fedprompt.study import trade_off
 from fedprompt.study.personalize import personalize, planned, run
 
@@ -110,6 +111,14 @@ def test_after_no_epoch_clients_are_scored_as_the_run_scored_them(fedavg, tuned)
     for _, of_rate in own(rows).groupby("lr"):
         assert list(of_rate.personal_accuracy) == pytest.approx(result["clients"]["accuracies"], abs=1e-12)
         assert of_rate.robust_accuracy.nunique() == 1
+
+
+def test_notes_about_the_data_are_told(fedavg, tmp_path, monkeypatch):
+    divided, said = personalizing.divided_data, []
+    noted = lambda config: replace(divided(config), notes=("PHOTOS: not read: folders",))  # noqa: E731
+    monkeypatch.setattr(personalizing, "divided_data", noted)
+    run(planned(fedavg, ("personalize.epochs=0",), tmp_path / "out"), local=True, say=said.append)
+    assert "PHOTOS: not read: folders" in said
 
 
 def test_clients_with_heads_of_their_own_start_with_them(tmp_path, tuned):

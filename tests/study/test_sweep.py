@@ -23,9 +23,10 @@ from fedprompt.config import load
 from fedprompt.errors import InputError
 from fedprompt.runtime.run import run_in_process
 from fedprompt.study import personalize as personalizing
+from fedprompt.study import trial as trials
 from fedprompt.study.outcomes import Outcomes, read_endings, summary
 from fedprompt.study.space import expand
-from fedprompt.study.sweep import _so_far, planned, resumed, run
+from fedprompt.study.sweep import _so_far, _Watch, planned, resumed, run
 from fedprompt.tracking import metrics
 
 pytestmark = pytest.mark.ray
@@ -268,6 +269,22 @@ def test_a_storage_with_checkpoints_of_another_sweep_is_refused(tmp_path):
     (taken / "round_000001.pt").touch()
     with pytest.raises(InputError, match=r"runtime\.storage: .*001-seed1 holds checkpoints already"):
         planned(path, [*TINY, f"runtime.storage={tmp_path / 'storage'}"], tmp_path / "out")
+
+
+def test_notes_about_the_data_are_told_once_for_all_trials(plan, monkeypatch):
+    """Of what is not read, a sweep tells as a run does."""
+    records = [{"note": "PHOTOS: not read: folders"}, {"round": 0}, {"round": 1}, {"round": 2}, {"result": {}}]
+    monkeypatch.setattr(trials, "Driver", lambda *given: SimpleNamespace(run=lambda: (yield from records)))
+    monkeypatch.setattr(trials, "get_current_placement_group", lambda: None)
+    reports, said = [], []
+    monkeypatch.setattr(trials.tune, "report", reports.append)
+    plan.output.mkdir()
+    watch = _Watch(Outcomes(plan.output, plan.trials), said.append)
+    for trial in plan.trials:
+        last = trials._run(trial, plan.output / trial.name, None)
+        for report in [*reports, last]:
+            watch.on_trial_result(1, [], SimpleNamespace(config={"trial": trial.number}), report)
+    assert said == ["PHOTOS: not read: folders"]
 
 
 def test_a_run_without_rounds_has_an_empty_row():
