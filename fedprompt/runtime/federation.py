@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,10 @@ from typing import Any
 
 from fedprompt.algorithms.base import TRAFFIC, Algorithm, State
 from fedprompt.blackbox.service import EVALUATION
-from fedprompt.client.tasks import Task, Update, steps_of
 from fedprompt.config import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed, os_error_line
-from fedprompt.models.params import Params, is_finite, size_in_bytes
-from fedprompt.runtime.attendance import attendance
+from fedprompt.models.params import Params
 from fedprompt.runtime.checked import CheckedMethod, in_round
 from fedprompt.runtime.checkpoint_file import Best, Checkpoint
 from fedprompt.runtime.pool import Pool
@@ -25,6 +22,7 @@ from fedprompt.runtime.replacing import forget
 from fedprompt.runtime.results import ASKED, asked_before, best_of, is_better, make_result, numbers_of
 from fedprompt.runtime.resuming import Start, check_state, origin_of
 from fedprompt.runtime.scoring import evaluate
+from fedprompt.runtime.training import Training, mean_loss, warnings_of
 from fedprompt.seeding import Stream, generator
 from fedprompt.tracking.files import plain
 from fedprompt.tracking.metrics import RESTORE, read, rounds_so_far
@@ -58,6 +56,7 @@ class Federation:
         self._check = check
         self._config, self._data, self._pool = config, data, pool
         self._algorithm = CheckedMethod(algorithm, config, pool.facts.params, len(data.clients))
+        self._training = Training(config, self._algorithm, data, pool)
         self._store, self._output = start.store, output
         self._origin = origin_of(config, data.fingerprint, start.files)
         self._stop = False
@@ -189,7 +188,7 @@ class Federation:
         with _timed(seconds, "total"):
             cohort = algorithm.cohort(before.state, round, generator(seed, Stream.COHORT, round))
             with _timed(seconds, "train"):
-                updates, told = self._train(round, cohort)
+                updates, told = self._training.train(before.state, round, cohort)
             with _timed(seconds, "aggregate"):
                 state, metrics = before.state, {}
                 if updates:
@@ -204,10 +203,10 @@ class Federation:
                 "round": round,
                 "cohort": cohort,
                 **told,
-                "train": {"loss": _mean_loss(updates)},
+                "train": {"loss": mean_loss(updates)},
                 "aggregate": metrics,
                 "seconds": seconds,
-                "warnings": self._notes + _warnings(updates, told) + (algorithm.warnings(metrics) if updates else []),
+                "warnings": self._notes + warnings_of(updates, told) + (algorithm.warnings(metrics) if updates else []),
             }
             if self._is_scored(round):
                 with _timed(seconds, "evaluate"):
@@ -219,47 +218,6 @@ class Federation:
         if "test" in record and is_better(numbers := plain(numbers_of(record)), best and best.numbers):
             best = Best(numbers, state)
         return replace(before, round=round, state=state, totals=totals, best=best), record
-
-    def _train(self, round: int, cohort: Sequence[int]) -> tuple[list[Update], Record]:
-        """The finite updates of a cohort in ascending order of clients, and what a record tells of the round.
-
-        Clients that do not answer are sent their part, and train nothing.
-        """
-        epochs = self._algorithm.epochs(self._config.local.epochs)
-        steps = {client: self._steps(client, epochs) for client in cohort}
-        there = attendance(self._config.federation, self._config.seed, round, steps)
-        tasks = [self._algorithm.task(self._now.state, client, epochs) for client in cohort]
-        size = self._config.runtime.group_size if self._pool.facts.fusable else 1
-        groups = grouped([task for task in tasks if task.client in there.present], steps, size)
-        trained = self._pool.train(round, groups) if groups else []
-        updates = sorted((update for done in trained for update in done), key=lambda update: update.client)
-        finite = [update for update in updates if is_finite({**update.params, **update.reply})]
-        left_out = sorted({update.client for update in updates} - {update.client for update in finite})
-        if len(left_out) > self._config.federation.max_lost * len(there.present):
-            raise RunFailed(self._diverged(round, left_out, len(there.present)))
-        absent = {"dropped": there.dropped, "late": there.late, "left_out": left_out}
-        if self._config.is_blackbox:
-            made = {update.client: update.steps for update in updates}
-            absent["out_of_budget"] = [client for client in there.present if made.get(client, 0) < steps[client]]
-        return finite, {**absent, "communication": self._communication(tasks, updates)}
-
-    def _diverged(self, round: int, clients: Sequence[int], answered: int) -> str:
-        return (
-            f"round {round}: the params of clients {list(clients)}, {len(clients)} of {answered} that answered, became "
-            f"infinite or not a number ({self._algorithm.rates}); "
-            f"allowed by federation.max_lost: a share of {self._config.federation.max_lost:g}"
-        )
-
-    def _steps(self, client: int, epochs: float) -> int:
-        return steps_of(int(self._data.sizes[client]), epochs, self._config.local.batch_size)
-
-    def _communication(self, tasks: Sequence[Task], updates: Sequence[Update]) -> dict[str, int]:
-        """Bytes of the tensors that travel: to all, and from those who answer, even where that turns out useless."""
-        answers = {client: update for update in updates for client in update.clients}
-        none = Update(client=-1, samples=0, steps=0, params={}, selected=None, loss=math.nan)
-        pairs = [self._algorithm.travelling(task, answers.get(task.client, none)) for task in tasks]
-        down, up = (sum(size_in_bytes(pair[way]) for pair in pairs) for way in (0, 1))
-        return {"up_bytes": up, "down_bytes": down}
 
     def _is_scored(self, round: int) -> bool:
         return round % self._config.federation.eval_every == 0 or round == self._config.federation.rounds
@@ -296,20 +254,6 @@ class Federation:
         return {**result, "best": self._now.best.numbers}
 
 
-def grouped(tasks: Sequence[Task], steps: Mapping[int, int], size: int) -> list[list[Task]]:
-    """Cut a cohort into groups of at most ``size``, fixed by the configuration and not by the workers.
-
-    Longest first, each client joins the group with the fewest steps so far that has room; groups come back with
-    the most work first, so that workers end at about the same time.
-    """
-    count = math.ceil(len(tasks) / size)
-    groups: list[list[Task]] = [[] for _ in range(count)]
-    for task in sorted(tasks, key=lambda task: (-steps[task.client], task.client)):
-        open_ones = [group for group in groups if len(group) < math.ceil(len(tasks) / count)]
-        min(open_ones, key=lambda group: sum(steps[t.client] for t in group)).append(task)
-    return sorted((g for g in groups if g), key=lambda group: -sum(steps[task.client] for task in group))
-
-
 def _queries(totals: Mapping[str, float]) -> Record:
     """The running numbers of queries, as they stand in a line of metrics.jsonl; nothing where no model was asked."""
     asked = asked_before(totals)
@@ -319,17 +263,6 @@ def _queries(totals: Mapping[str, float]) -> Record:
 
 def _rounds_in(path: Path) -> bool:
     return path.exists() and any(record["round"] > 0 for record in read(path))
-
-
-def _mean_loss(updates: Sequence[Update]) -> float | None:
-    return sum(u.loss * u.samples for u in updates) / sum(u.samples for u in updates) if updates else None
-
-
-def _warnings(updates: Sequence[Update], told: Record) -> list[str]:
-    lines = [f"left out clients {told['left_out']}: their params are not finite"] if told["left_out"] else []
-    if told.get("out_of_budget"):
-        lines.append(f"clients {told['out_of_budget']} have used up their queries")
-    return lines if updates else [*lines, "no update came: the state stays as it was"]
 
 
 def _prompts(state: State) -> Params:
