@@ -308,7 +308,7 @@ def test_a_run_leaves_its_settings_rows_curve_figure_and_result(fedavg, cli, tmp
     assert [rate["lr"] for rate in result["rates"]] == [0.003, 0.03]
     assert result["most_personal"]["personal_accuracy"] == own(curve).personal_accuracy.max()
     assert 0 < result["interpolated"]["lambda"] < 1
-    assert [line.split(":")[0] for line in shown.splitlines()[1:3]] == ["lr 0.003", "lr 0.03"]
+    assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("lr")] == ["lr 0.003", "lr 0.03"]
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -318,7 +318,8 @@ def test_what_was_interrupted_goes_on_with_the_rates_that_are_left(fedavg, cli, 
     assert cli("personalize", fedavg, *how, "--output", whole, "--local")[0] == 0
 
     def interrupt(line):
-        raise KeyboardInterrupt
+        if line.startswith("lr"):
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(planned(fedavg, how, parts), local=True, say=interrupt)
