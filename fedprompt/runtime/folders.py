@@ -33,9 +33,14 @@ FOLDERS = ("checkpoints", "tensorboard/projector", "tensorboard", "pools", "pers
 
 
 def own_files(output: Path) -> list[Path]:
-    """The files in ``output`` that have names of a run's files, in the order of ``OWN``; half-written ones last."""
+    """The files in ``output`` that have names of a run's files, in the order of ``OWN``; half-written ones last.
+
+    Those of another run, which a user has put where clients' personalization goes, are not among them.
+    """
     temporary = [f"{Path(name).parent}/.{Path(name).name}.[0-9]*.tmp" for name in OWN]
-    return [path for pattern in (*OWN, *temporary) for path in sorted(output.glob(pattern))]
+    found = [path for pattern in (*OWN, *temporary) for path in sorted(output.glob(pattern))]
+    other = output / "personalize"
+    return [path for path in found if path.parent != other or not mark_of(other, "run").exists()]
 
 
 def check_replaceable(output: Path, inputs: Iterable[tuple[str, Path]], overwrite: bool) -> list[Path]:

@@ -119,6 +119,8 @@ def _held(
     else:
         store_of(storage, output)  # InputError that names the key where it is no place
         key, place = "runtime.storage", storage
+        if Path(storage.removeprefix("file://")).resolve() == output.resolve():
+            raise InputError(f"runtime.storage: {storage} is the run's own folder; allowed: one inside it, or another")
     session = sweep and sweep.session
     with entered(place, key, command, session=session, patient=session is not None) as written:
         yield Held(folder, written, *(sweep.tickets if sweep else ()))

@@ -98,6 +98,18 @@ def test_overwriting_replaces_a_runs_files_and_no_others(tmp_path):
     assert not (tmp_path / OLD).exists()
 
 
+def test_another_run_where_personalization_goes_is_not_replaced(tmp_path):
+    write(tmp_path, {"config.yaml": "old", "personalize/result.json": "another run's"})
+    mark(tmp_path / "personalize", "run")
+    assert own_files(tmp_path) == [tmp_path / "config.yaml"]
+
+
+def test_the_folder_of_a_run_is_not_its_storage(tmp_path, capsys):
+    assert cli("run", *TINY, "--local", "--output", tmp_path / "out", f"runtime.storage={tmp_path / 'out'}") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"fedprompt: runtime.storage: {tmp_path / 'out'} is the run's own folder; allowed: ")
+
+
 def test_the_folder_of_a_run_of_an_earlier_version_is_known_by_what_it_holds(tmp_path):
     assert cli("run", *TINY, "federation.rounds=1", "--local", "--output", tmp_path / "run") == 0
     (tmp_path / "run" / ".fedprompt-run").unlink()
