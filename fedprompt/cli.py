@@ -241,10 +241,9 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
 
     given = Path(path) if path else None
     plan = sweeping.resumed(output, given, overrides) if resume else sweeping.planned(given, overrides, output)
-    click.echo("fedprompt: starting Ray")
     again = f"fedprompt sweep --resume --output {shlex.quote(str(plan.output))}"
     with stoppable(again, plan.output / "sweep.yaml"), told_in_one_line(plan.output, plan.file.to_yaml()):
-        outcomes = sweeping.run(plan, _say)
+        outcomes = sweeping.run(plan, _say, lambda line: click.echo(f"fedprompt: {line}"))
     click.echo(outcomes.text())
     click.echo(f"\naccuracy in percent, mean ± deviation over seeds\n{verdict(plan.output)}\n")
     click.echo(f"written: {plan.output}/results.csv  (tensorboard --logdir {plan.output})")

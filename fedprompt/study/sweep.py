@@ -97,13 +97,15 @@ def resumed(output: Path, path: Path | None, overrides: Sequence[str]) -> Sweep:
     return sweep
 
 
-def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
+def run(sweep: Sweep, say: Callable[[str], None], stage: Callable[[str], None]) -> Outcomes:
     """Run all trials that have not ended yet, and return the table; ``say`` gets a line per trial that ends.
+
+    ``stage`` is told that Ray starts, once the folder is held.
 
     Ctrl-C leaves running trials with their checkpoints and is raised again. Raises InputError where no cluster can be
     reached, a trial does not fit into it, or the folder is in use or not empty; RunFailed where Tune itself fails.
     """
-    with _held(sweep) as held, _connected(sweep, say):
+    with _held(sweep) as held, _connected(sweep, say, stage):
         for trial in sweep.trials:
             bundles(trial)
         outcomes = _so_far(sweep)
@@ -123,7 +125,8 @@ def run(sweep: Sweep, say: Callable[[str], None]) -> Outcomes:
 
 
 @contextmanager
-def _connected(sweep: Sweep, say: Callable[[str], None]) -> Iterator[None]:
+def _connected(sweep: Sweep, say: Callable[[str], None], stage: Callable[[str], None]) -> Iterator[None]:
+    stage("starting Ray")
     with connected(sweep.trials[0].config, say):
         yield
 

@@ -85,7 +85,8 @@ def test_a_failing_trial_is_told_and_the_others_end(mixed):
         assert f"{name} failed: partition.min_size: 400" in end.stderr
         assert (output / name / "error.txt").read_text().startswith("partition.min_size: 400")
     assert "[4/4] " in end.stderr
-    assert end.stdout.splitlines()[0].split()[:2] == ["trial", "status"]
+    assert end.stdout.splitlines()[0] == "fedprompt: starting Ray"
+    assert end.stdout.splitlines()[1].split()[:2] == ["trial", "status"]
     assert f"{output}/results.csv" in end.stdout
 
 
@@ -131,7 +132,7 @@ def test_resuming_tries_failed_trials_again_and_leaves_the_others_alone(mixed, t
     assert {name: (output / name / "result.json").stat().st_mtime_ns for name in DONE} == before
     assert list(table(output).status) == ["done", "failed", "done", "failed"]
     refused = sweep(output / "sweep.yaml", "--output", output)
-    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert (refused.exit_code, refused.stderr.count("\n"), refused.stdout) == (2, 1, "")
     assert "allowed: --resume, or another folder" in refused.stderr
 
 
