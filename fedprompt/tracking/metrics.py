@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedprompt.errors import InputError
+from fedprompt.texts import printable
 from fedprompt.tracking.files import named, plain, write_atomic
 
 Record = Mapping[str, Any]
@@ -35,8 +36,11 @@ class _Scores(_Strict):
     per_class: list[Number] = []
 
 
-class _Line(_Strict):
+class _Numbered(_Strict):
     round: Count
+
+
+class _Line(_Numbered):
     cohort: list[Count] = []
     dropped: list[Count] = []
     late: list[Count] = []
@@ -132,11 +136,12 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         record = _parse(line)
         if record is not None:
+            _check(record, path)
             found.append((line, record))
         elif number < len(lines):
             raise InputError(
                 f"{path}, line {number}: found {line[:40]!r}, allowed is one JSON object per line with a whole number "
-                "'round' and what a run writes of a round; repair or delete that line"
+                "'round'; repair or delete that line"
             )
     return found
 
@@ -146,12 +151,31 @@ def _line(record: Record) -> bytes:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the record of a line; None where it is torn, or none of a round."""
     try:
         record = json.loads(line, parse_constant=_refuse)
-        _Line.model_validate(record)
+        _Numbered.model_validate(record)
     except (ValueError, RecursionError):
         return None
     return record
+
+
+def _check(record: dict[str, Any], path: Path) -> None:
+    """Raise InputError that names the first key whose value is nothing that a run writes there."""
+    try:
+        _Line.model_validate(record)
+    except ValidationError as error:
+        first, keys, value = error.errors()[0], [], record
+        for part in first["loc"]:  # beyond the value stand the types that it could have had
+            inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+            if not inside:
+                break
+            keys.append(str(part))
+            value = value[part]
+        found, allowed = printable(repr(value), 60), first["msg"].removeprefix("Input should be ")
+        raise InputError(
+            f"{path}, round {record['round']}: {'.'.join(keys)}: found {found}; allowed: {allowed}"
+        ) from None
 
 
 def _refuse(constant: str) -> float:
