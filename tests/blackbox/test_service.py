@@ -76,7 +76,7 @@ def test_a_number_that_is_repeated_with_other_images_is_another_request():
 def test_equal_images_have_one_digest_and_the_smallest_change_has_another():
     images = pixels(4)
     changed = images.copy()
-    changed[3, 2, 27, 27] = np.nextafter(changed[3, 2, 27, 27], 2)
+    changed[3, 2, 27, 27] = np.nextafter(changed[3, 2, 27, 27], np.float32(2))
     assert digest(images) == digest(images.copy()) == digest(np.asfortranarray(images))
     assert len({digest(images), digest(changed), digest(images[:3]), digest(images[::-1])}) == 4
 

@@ -89,7 +89,8 @@ def test_colours_of_every_colour_mode(tmp_path):
         np.testing.assert_array_equal(read_image(tmp_path / name), COLOUR)
     for name, mode in {"d.jpg": "CMYK", "e.jpg": "YCbCr", "f.tiff": "LAB", "g.tiff": "YCbCr"}.items():
         flat = Image.new("RGB", (8, 8), (200, 120, 40))
-        _in_mode(flat, mode).save(tmp_path / name)
+        # Pillow 12.2 cannot read the uncompressed YCbCr TIFF that it writes.
+        _in_mode(flat, mode).save(tmp_path / name, **({"compression": "tiff_lzw"} if name == "g.tiff" else {}))
         assert np.abs(read_image(tmp_path / name).astype(int) - (200, 120, 40)).max() < 6, name
 
 
