@@ -123,9 +123,9 @@ HUGE = "[" * 100_000  # deeper than Python's recursion
         ("result.json", lambda text: "null", "the whole: found None"),
         ("result.json", lambda text: HUGE, "result.json: cannot be read"),
         ("result.json", lambda text: text[:40], "result.json: cannot be read"),
-        ("metrics.jsonl", lambda text: text.replace('"accuracy": 0.5', '"accuracy": "high"'), "line 1: found"),
-        ("metrics.jsonl", lambda text: text.replace('{"accuracy": 0.5}', "5"), "line 1: found"),
-        ("metrics.jsonl", lambda text: text.replace("6.0", "[]"), "line 1: found"),
+        ("metrics.jsonl", lambda text: text.replace('"accuracy": 0.5', '"accuracy": "high"'), "round 0: test.accuracy"),
+        ("metrics.jsonl", lambda text: text.replace('{"accuracy": 0.5}', "5"), "round 0: test: found 5"),
+        ("metrics.jsonl", lambda text: text.replace("6.0", "[]"), "round 0: aggregate.pool_size: found []"),
         ("metrics.jsonl", lambda text: text.replace("700", "null"), "communication.up_bytes: found None"),
         (
             "metrics.jsonl",
