@@ -20,6 +20,7 @@ ALWAYS = ("cohort", "train", "aggregate", "communication", "seconds")  # parts o
 
 Number = float | int | None  # what is not finite is written as null
 Count = Annotated[int, Field(ge=0)]
+MOST_DIGITS = 300  # of a whole number: a float can hold it
 
 
 class _Strict(BaseModel):
@@ -153,7 +154,7 @@ def _line(record: Record) -> bytes:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the record of a line; None where it is torn, or none of a round."""
     try:
-        record = json.loads(line, parse_constant=_refuse)
+        record = json.loads(line, parse_constant=_refuse, parse_int=_whole)
         _Numbered.model_validate(record)
     except (ValueError, RecursionError):
         return None
@@ -176,6 +177,12 @@ def _check(record: dict[str, Any], path: Path) -> None:
         raise InputError(
             f"{path}, round {record['round']}: {'.'.join(keys)}: found {found}; allowed: {allowed}"
         ) from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits is none of a run's")
+    return int(digits)
 
 
 def _refuse(constant: str) -> float:

@@ -281,6 +281,7 @@ BAD_LINES = {
     "null": lambda lines: [lines[0], b"null", *lines[2:]],
     "text": lambda lines: [lines[0], b'"round"', *lines[2:]],
     "NaN": lambda lines: with_value(lines, "round", float("nan")),
+    "a number beyond floats": lambda lines: with_value(lines, "train", {"loss": 10**400}),
     "NaN inside": lambda lines: with_value(lines, "train", {"loss": float("nan")}),
     "text for a round": lambda lines: with_value(lines, "round", "1"),
     "truth for a round": lambda lines: with_value(lines, "round", True),
