@@ -106,6 +106,8 @@ def _read(folder: Path) -> Run | LeftOut:
         return LeftOut(folder, str(error).removeprefix(f"{folder}/"))
     if not scored(records, "test"):
         return LeftOut(folder, "metrics.jsonl: no round has a test accuracy")
+    if (last := records[-1]["round"]) != result["rounds"]:
+        return LeftOut(folder, f"metrics.jsonl: ends with round {last}, and result.json is of {result['rounds']}")
     return Run(folder, settings, result, records)
 
 

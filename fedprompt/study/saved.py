@@ -127,6 +127,7 @@ def _checked(model: type[Model], tree: Any, where: str) -> Any:
         if first["type"] == "missing":
             raise InputError(f"{where}: has no {key}") from None
         found = printable(repr(first["input"]), 60)
-        allowed = first["msg"].removeprefix("Input should be ")
+        is_model = first["type"] == "model_type"  # pydantic's message would name the class
+        allowed = "an object with keys" if is_model else first["msg"].removeprefix("Input should be ")
         raise InputError(f"{where}: {key or 'the whole'}: found {found}; allowed: {allowed}") from None
     return tree

@@ -150,7 +150,10 @@ def _config(sweep: SweepFile, settings: dict[str, Any]) -> Config:
     try:
         return from_dict(tree)
     except KeyOfAnotherMethod as error:
-        example = f"if: {{algorithm.name: {error.methods[0]}}}"
+        swept = sweep.space.get("algorithm.name", {})
+        named = [str(name) for names in swept.values() for name in names] if isinstance(swept, dict) else []
+        owner = next((method for method in error.methods if method in named), error.methods[0])
+        example = f"if: {{algorithm.name: {owner}}}"
         raise InputError(f"{error}; a key that only some methods have goes below when:, with {example}") from None
 
 

@@ -259,3 +259,12 @@ def test_a_base_that_is_wrong_is_told_before_conditions_are_looked_at(trials_of,
     when = [{"if": {"head.kind": "mlp"}, "space": {"local.lr": {"grid": [1]}}}]
     with pytest.raises(InputError, match=r"^algorithm"):
         trials_of(base={"algorithm": {"name": name}}, space=SEEDS, when=when)
+
+
+def test_the_hint_for_a_methods_key_names_a_method_of_the_grid(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        "space: {algorithm.name: {grid: [fedavg, fedprox]}, algorithm.mu: {grid: [0.1, 1]}}\n", encoding="utf-8"
+    )
+    with pytest.raises(InputError, match=r"goes below when:, with if: \{algorithm\.name: fedprox\}"):
+        expand(read(path))
