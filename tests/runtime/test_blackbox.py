@@ -154,7 +154,7 @@ BAD = {
     "no budget": ([BLACK, "blackbox.budget=0"], "blackbox.budget: found 0"),
     "two budgets": ([BLACK, "blackbox.budget=9", "blackbox.address=http://x"], "blackbox.budget: 9 does not go with"),
     "too many shots": ([BLACK, "head.shots=400"], "head.shots: 400, and class"),
-    "no such file": ([BLACK, "head.embeddings=nowhere.npy"], "head.embeddings: cannot read nowhere.npy"),
+    "no such file": ([BLACK, "head.embeddings=nowhere.npy"], "nowhere.npy (is missing)"),
     "nobody there": ([BLACK, "blackbox.address=http://127.0.0.1:9"], "blackbox.address: no service at"),
 }
 
