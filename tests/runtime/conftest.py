@@ -71,14 +71,15 @@ def same(first: Params, second: Params) -> bool:
 
 
 def start(command: Sequence[str]) -> subprocess.Popen:
-    """Start a command with its output kept; it hears Ctrl-C even where tests run in the background, which is deaf."""
+    """Start a command with its output kept; it hears signals even where tests run in the background or by nohup."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, env=environment, preexec_fn=_hear_interrupts)
+    return subprocess.Popen(command, **pipes, env=environment, preexec_fn=_hear_signals)
 
 
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _hear_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
