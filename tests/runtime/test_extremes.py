@@ -14,7 +14,7 @@ from fedprompt.client import evaluate
 from fedprompt.client.evaluate import Predictions
 from fedprompt.config import from_dict, load
 from fedprompt.errors import InputError, RunFailed
-from fedprompt.runtime import federation
+from fedprompt.runtime import training
 from fedprompt.runtime.attendance import Attendance
 from fedprompt.runtime.checkpoints import CheckpointStore
 from fedprompt.runtime.pool import InProcessPool
@@ -60,13 +60,13 @@ def quick(monkeypatch):
 @pytest.fixture
 def nobody_in(monkeypatch):
     """Let nobody answer in the given rounds."""
-    usual = federation.attendance
+    usual = training.attendance
 
     def of(*rounds):
         def asked(section, seed, round, steps):
             return Attendance([], sorted(steps), []) if round in rounds else usual(section, seed, round, steps)
 
-        monkeypatch.setattr(federation, "attendance", asked)
+        monkeypatch.setattr(training, "attendance", asked)
 
     return of
 
