@@ -35,6 +35,7 @@ ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: one host, all of whose s
 ALLOWED = "HOST:PORT of a running cluster's head (6379 as a rule), auto, or none for one of this machine's own"
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # harmless, and answered by a cluster's head only
 PATIENCE = 10  # seconds in which an address must answer
+STARTS = 2  # of a cluster of our own: a machine that is busy for a while may be in time the second time
 TOKENS = f"{TOKEN}, {TOKEN_PATH} or ~/.ray/auth_token"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -66,12 +67,21 @@ def own_cluster(**options: Any) -> Iterator[None]:
         "RAY_enable_metrics_collection": "0",  # otherwise an agent gives them to whoever asks
     }
     with watched(), _environment(closed), _one_host(), _shut_down():
-        try:
-            _init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **options)
-        except Exception as error:  # Ray raises just that, for one where a busy machine lets its half minute pass
-            raise RunFailed(f"Ray does not start on this machine ({_one_line(error)})") from None
+        _start(include_dashboard=False, _node_ip_address="127.0.0.1", **options)
         _check_closed()
         yield
+
+
+def _start(**options: Any) -> None:
+    """Start Ray, once more where a busy machine let its half minute pass. Raises RunFailed where it does not start."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            _init("local", **options)
+            return
+        except Exception as error:  # Ray raises just that
+            ray.shutdown()
+            if attempt == STARTS:
+                raise RunFailed(f"Ray does not start on this machine ({_one_line(error)})") from None
 
 
 @contextmanager

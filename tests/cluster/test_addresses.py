@@ -173,3 +173,17 @@ def test_a_cluster_of_our_own_that_does_not_start_is_one_line_and_leaves_the_env
     with pytest.raises(RunFailed, match=r"Ray does not start on this machine .The current node timed out.* more"):
         clusters.connect(None, print).__enter__()
     assert dict(os.environ) == before
+
+
+def test_a_cluster_of_our_own_that_was_too_slow_once_is_started_again(monkeypatch):
+    tries = []
+
+    def slow_once(*_, **__):
+        tries.append(1)
+        if len(tries) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(clusters, "_init", slow_once)
+    monkeypatch.setattr(clusters, "_check_closed", lambda: None)
+    with clusters.connect(None, print):
+        assert len(tries) == 2
