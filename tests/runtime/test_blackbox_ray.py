@@ -168,8 +168,9 @@ def test_without_a_web_server_the_command_says_what_to_install(monkeypatch, caps
 
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setitem(sys.modules, "starlette.requests", None)
-    for module in ("blackbox.endpoint", "runtime.http_service"):
-        monkeypatch.delitem(sys.modules, f"fedprompt.{module}", raising=False)
+    for package, module in (("fedprompt.blackbox", "endpoint"), ("fedprompt.runtime", "http_service")):
+        monkeypatch.delitem(sys.modules, f"{package}.{module}", raising=False)  # else it is not imported again
+        monkeypatch.delattr(sys.modules[package], module, raising=False)
     with pytest.raises(SystemExit) as end:
         main.main(["serve", BLACK])
     line = capsys.readouterr().err
