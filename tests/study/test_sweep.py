@@ -176,7 +176,7 @@ def test_clients_are_personalized_after_every_run_where_the_sweep_says_so(small_
     (run_folder / "personalize" / "result.json").unlink()  # as if it had been stopped in between
     before = (run_folder / "metrics.jsonl").read_bytes()
     again = sweep("--resume", "--output", output)
-    assert "1 of 1 trials to run" in again.stderr
+    assert "1 of 1 trial to run" in again.stderr
     assert list(table(output).status) == ["done"]
     assert table(output).balanced_robust_accuracy.equals(rows.balanced_robust_accuracy)
     assert (run_folder / "metrics.jsonl").read_bytes() == before
@@ -213,7 +213,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(small_cluster, tmp_path):
 def test_trials_that_do_not_fit_the_cluster_are_refused_before_anything_is_written(small_cluster, tmp_path):
     path, output = sweep_file(tmp_path, space={"seed": {"grid": [0, 1]}}), tmp_path / "out"
     with pytest.raises(InputError, match=r"runtime\.workers: 5 with 1 CPUs"):
-        run(planned(path, [*TINY, "runtime.workers=5"], output), print)
+        run(planned(path, [*TINY, "runtime.workers=5"], output), print, print)
     assert not output.exists()
 
 
