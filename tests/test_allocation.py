@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-# In a process of its own: what other tests have left in the heap of this one decides where a tensor comes to lie.
+# In processes of their own: what other tests have left in the heap of this one decides where a tensor comes to lie.
+# Where the system has put something else behind the heap, as it may, nothing is kept: then another process is asked.
+TRIES = 10
 FAULTS = """
 import json, resource, torch
 import fedprompt  # its import sets how the C library keeps memory
@@ -26,7 +28,11 @@ print(json.dumps([faults_of(64 * MB), faults_of(512 * MB), faults_of(512 * MB)])
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
 def test_an_activations_memory_is_kept_and_a_datasets_is_given_back():
-    printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
-    kept, first, again = json.loads(printed)
-    assert kept < 64, "memory that was freed is used again"
+    def faults():
+        printed = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+        return json.loads(printed)
+
+    found = next((seen for seen in (faults() for _ in range(TRIES)) if seen[0] < 64), None)
+    assert found is not None, "memory that was freed is used again"
+    _, first, again = found
     assert again >= first / 2 > 0, "what is larger than any activation is mapped anew each time"
