@@ -129,7 +129,7 @@ def check_same(first, second, path="state") -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=settings().max_examples // 10)
+@settings(max_examples=settings().max_examples // 30)  # a run takes seconds
 @given(overrides=experiments())
 def test_a_run_ends_with_a_result_or_one_line_and_continues_exactly(overrides, tmp_path_factory):
     config = judged(lambda: load(None, overrides))
