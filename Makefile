@@ -25,7 +25,7 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# The tests marked long, too, and the fuzzers with 144 times as many examples: an hour or two.
+# The tests marked long, too, and the fuzzers with 144 times as many examples.
 test-all: export OMP_NUM_THREADS = 1
 test-all: $(READY) lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "long or not long" --hypothesis-profile=long
