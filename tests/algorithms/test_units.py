@@ -206,7 +206,7 @@ def test_blocks_with_different_numbers_of_units_go_on_training(tmp_path, kind):
     for name, size in sizes.items():
         assert len(params[f"{name.rpartition('.')[0]}.{outward}"]) == size
     sent = [record["communication"]["down_bytes"] for record in records[1:-1]]
-    assert sent[0] < max(sent)  # units came to it, and they travel; libraries decide in which round
+    assert sent[0] < sent[1]  # units came to it, and they travel
     assert all(torch.isfinite(value).all() for value in params.values())
 
 
