@@ -85,8 +85,6 @@ def _show(record: dict[str, Any], progress: Any) -> None:
         progress.note(f"fedprompt: {record['note']}")
     elif "round" in record:
         progress.update(record)
-        for warning in record.get("warnings", ()):
-            progress.note(f"fedprompt: round {record['round']}: {warning}")
 
 
 def _summary(result: dict[str, Any], output: Path) -> None:

@@ -352,7 +352,21 @@ def run_progress(enabled):
 def test_progress_says_nothing_but_notes_where_there_is_no_terminal():
     done = run_progress(enabled=None)
     assert done.stdout == ""
-    assert done.stderr == "pool fell to k\n"
+    assert done.stderr == "pool fell to k\nfedprompt: round 5: w\n"
+
+
+def test_a_warning_is_printed_once_while_it_lasts(capsys):
+    progress = Progress(9, enabled=False)
+    shrunk = "the pool has shrunk to {} prompts"
+    for round, warnings in enumerate([[shrunk.format(4)], [shrunk.format(3), "w"], ["w"], [], ["w"], [shrunk.format(3)]]):
+        progress.update({"round": round, "warnings": warnings})
+    progress.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "fedprompt: round 0: the pool has shrunk to 4 prompts",
+        "fedprompt: round 1: w",
+        "fedprompt: round 4: w",
+        "fedprompt: round 5: the pool has shrunk to 3 prompts",
+    ]
 
 
 @pytest.fixture

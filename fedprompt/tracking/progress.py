@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -13,6 +14,7 @@ from fedprompt.tracking.metrics import Record
 from fedprompt.wording import duration
 
 MINUTE = 60.0  # seconds between lines
+NUMBER = re.compile(r"\d+")
 
 
 class Minutely:
@@ -99,6 +101,7 @@ class Progress:
         self._lines = None if shown and sys.stdout.isatty() else Lines(rounds, _print)
         self._begun = False
         self._shown: dict[str, str] = {}
+        self._warned: set[str] = set()  # in the last round, without numbers
         self._closed = threading.Event()
         if self._lines is not None:
             threading.Thread(target=self._watch, args=(self._lines,), daemon=True).start()
@@ -111,7 +114,11 @@ class Progress:
             self._lines.stage(what)
 
     def update(self, record: Record) -> None:
-        """Move to the record's round; values that this round does not have stay as they were."""
+        """Move to the record's round; values that this round does not have stay as they were.
+
+        A warning is printed in the first round that has it, not again while it lasts, even if its numbers change.
+        """
+        self._warn(record["round"], record.get("warnings", ()))
         for split in ("validation", "test"):
             accuracy = record.get(split, {}).get("accuracy")
             if accuracy is not None:
@@ -132,6 +139,12 @@ class Progress:
         """Leave the bar as it stands."""
         self._closed.set()
         self._bar.close()
+
+    def _warn(self, round: int, warnings: Sequence[str]) -> None:
+        before, self._warned = self._warned, {NUMBER.sub("", warning) for warning in warnings}
+        for warning in warnings:
+            if NUMBER.sub("", warning) not in before:
+                self.note(f"fedprompt: round {round}: {warning}")
 
     def _move(self, round: int) -> None:
         if not self._begun:  # what was before says nothing about the time that a round takes
