@@ -358,7 +358,8 @@ def test_progress_says_nothing_but_notes_where_there_is_no_terminal():
 def test_a_warning_is_printed_once_while_it_lasts(capsys):
     progress = Progress(9, enabled=False)
     shrunk = "the pool has shrunk to {} prompts"
-    for round, warnings in enumerate([[shrunk.format(4)], [shrunk.format(3), "w"], ["w"], [], ["w"], [shrunk.format(3)]]):
+    rounds = [[shrunk.format(4)], [shrunk.format(3), "w"], ["w"], [], ["w"], [shrunk.format(3)]]
+    for round, warnings in enumerate(rounds):
         progress.update({"round": round, "warnings": warnings})
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
