@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from types import FrameType
 from typing import TypeVar
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+AGAIN = 0.05  # seconds until an interrupt that Python has dropped is raised once more
 HOLD = 10.0  # seconds after an interrupt in which another one is ignored, so that a checkpoint can be written
 T = TypeVar("T")
 Handler = Callable[[int, FrameType | None], None]
+Hook = Callable[["sys.UnraisableHookArgs"], object]
 
 
 class _State:
@@ -54,10 +57,12 @@ def ignore() -> None:
 def terminated_as_interrupt() -> Iterator[None]:
     """Let all three raise KeyboardInterrupt inside, so that each saves a checkpoint; again only after ``HOLD``."""
     _State.asked, _State.held_until = False, 0.0
-    previous = _install(_interrupt)
+    previous, hook = _install(_interrupt), sys.unraisablehook
+    sys.unraisablehook = _raised_again(hook, next(iter(previous), None))
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -111,6 +116,30 @@ def _interrupt(*_: object) -> None:
     _State.asked = True
     if not _State.deferred and time.monotonic() >= _State.held_until:
         check()
+
+
+def _raised_again(hook: Hook, number: int | None) -> Hook:
+    """Return ``hook`` for all but interrupts: these are raised anew, by signal ``number``, without a word.
+
+    Python drops what is raised in a destructor or in the callback of a weak reference.
+    """
+
+    def heeded(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is not KeyboardInterrupt or number is None:
+            hook(dropped)
+            return
+        _State.held_until = 0.0
+        timer = threading.Timer(AGAIN, _send_again, (number,))
+        timer.daemon = True
+        timer.start()
+
+    return heeded
+
+
+def _send_again(number: int) -> None:
+    """Send this process's main thread a signal, which cuts short what it waits for, unless nobody handles it now."""
+    if signal.getsignal(number) is _interrupt:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def _install(handler: Handler) -> dict[int, signal.Handlers | Handler | int | None]:

@@ -104,6 +104,17 @@ def test_the_wait_for_a_round_is_cut_short_by_a_second_signal():
     assert ended(process) == (0, "stopped at once\n", "")
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_a_destructor_stops_the_program_and_leaves_no_traceback(number):
+    process = program(
+        "class Late:\n    def __del__(self):\n        print('ready', flush=True)\n        time.sleep(60)\n"
+        "try:\n    with interrupts.terminated_as_interrupt():\n        Late()\n        time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('stopped')\n"
+    )
+    process.send_signal(SIGNALS[number])
+    assert ended(process) == (0, "stopped\n", "")
+
+
 # --- whole runs
 
 
