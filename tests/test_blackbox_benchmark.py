@@ -8,6 +8,7 @@ import pytest
 from fedprompt.benchmarks import blackbox, many_runs
 
 
+@pytest.mark.long
 def test_quick_black_box_benchmark_tells_accuracy_over_queries_and_resumes(
     many_runs_here, tmp_path, monkeypatch, capsys
 ):

@@ -3,11 +3,13 @@
 import json
 
 import pandas as pd
+import pytest
 
 from fedprompt.benchmarks import graphs
 from fedprompt.benchmarks.many_runs import SEARCH
 
 
+@pytest.mark.long
 def test_quick_graphs_benchmark_writes_rows_and_a_figure_and_resumes(many_runs_here, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     target = tmp_path / "graphs.json"

@@ -3,10 +3,12 @@
 import json
 
 import pandas as pd
+import pytest
 
 from fedprompt.benchmarks import profit
 
 
+@pytest.mark.long
 def test_what_is_done_is_put_into_a_table_and_a_figure_and_not_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profit, "SEEDS", (0,))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from fedprompt.benchmarks import prompts
 from fedprompt.benchmarks.many_runs import SEARCH
@@ -14,6 +15,7 @@ from fedprompt.config import load
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.long
 def test_quick_search_goes_on_from_the_best_and_resumes(many_runs_here, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     prompts.main(tmp_path / "prompts.json", quick=True)

@@ -68,6 +68,7 @@ def test_quick_training_benchmark_tells_ratios_and_shares(tmp_path, capsys):
     assert "times as fast as the obvious way" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_quick_layers_benchmark_writes_curves_and_a_figure(tmp_path, capsys):
     layers.main(tmp_path / "layers.json", quick=True)
     rows = json.loads((tmp_path / "layers.json").read_text())["layers"]

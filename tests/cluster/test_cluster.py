@@ -163,6 +163,7 @@ def lines(path):
     ]
 
 
+@pytest.mark.long
 def test_a_host_that_fails_in_the_middle_of_a_run_changes_no_number(cluster, tmp_path):
     """The last test on these hosts: it takes one of them away. What it is compared with runs here, in one process."""
     settings = [*TINY, "federation.rounds=12", "algorithm.sweeps=3", "runtime.group_size=1"]

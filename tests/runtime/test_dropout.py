@@ -137,6 +137,7 @@ def test_a_run_with_absent_clients_goes_on_as_if_it_never_had_been_stopped(absen
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_same_clients_are_absent_on_ray(absent, shared_runs, same_params):
     pytest.importorskip("ray")
     from fedprompt.runtime.on_ray import run_on_ray

@@ -131,6 +131,7 @@ def test_a_killed_driver_is_replaced_and_changes_no_bit(two, shared_runs, same_p
     assert record["result"]["final"] == two[-1]["result"]["final"]
 
 
+@pytest.mark.long
 def test_a_listener_that_leaves_has_the_run_saved(two, shared_runs, same_params):
     records = on_ray(shared_runs, "left", "runtime.workers=1", "runtime.checkpoint_every=50")
     while next(records).get("round") != 1:

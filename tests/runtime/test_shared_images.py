@@ -46,6 +46,7 @@ def trained_and_predicted(pool, config):
 
 
 @pytest.mark.parametrize("reachable", [True, False])
+@pytest.mark.long
 def test_workers_read_images_where_they_lie_or_get_copies_where_they_cannot(
     shared_runs, shared_data, monkeypatch, reachable
 ):

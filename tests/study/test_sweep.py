@@ -136,6 +136,7 @@ def test_resuming_tries_failed_trials_again_and_leaves_the_others_alone(mixed, t
     assert "allowed: --resume, or another folder" in refused.stderr
 
 
+@pytest.mark.long
 def test_asha_stops_a_trial_that_does_badly_on_the_validation_split(small_cluster, tmp_path):
     path = sweep_file(
         tmp_path,
