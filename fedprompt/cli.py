@@ -14,7 +14,7 @@ import click
 
 from fedprompt import __version__
 from fedprompt.benchmarks import BENCHMARKS, check_json
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError, RunFailed, did_you_mean
 from fedprompt.failure import told_in_one_line
 from fedprompt.interrupts import terminated_as_interrupt, undisturbed
@@ -98,7 +98,7 @@ _CONFIG = click.argument("config", nargs=-1, metavar="[CONFIG.yaml] [key=value .
 def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: bool, local: bool) -> None:
     """Run one experiment: without arguments PFPT on the embedded data and the pretrained backbone."""
     from fedprompt.runtime import run as running
-    from fedprompt.runtime.holders import InUse
+    from fedprompt.runtime.folders.holders import InUse
 
     path, overrides = _split(config)
     if resume and output is None:
@@ -141,7 +141,7 @@ def serve(config: tuple[str, ...], host: str, port: int, runs: int) -> None:
 
     Beyond this machine all who ask need a token: what FEDPROMPT_TOKEN holds, or else one that is made and printed.
     """
-    from fedprompt.runtime import http_service
+    from fedprompt.runtime.serving import http_service
 
     path, overrides = _split(config)
     settings = load(path, overrides)
@@ -189,7 +189,7 @@ def partition(config: tuple[str, ...], output: Path | None, features: bool) -> N
     for name, value in measured.items():
         click.echo(f"{name}: {value:.4g}")
     if output is not None:
-        from fedprompt.runtime.folders import check_free, mark
+        from fedprompt.runtime.folders.folders import check_free, mark
         from fedprompt.tracking.plots import partition_figure, save
 
         names = ("partition.csv", "partition.png")
@@ -236,8 +236,8 @@ def sweep(arguments: tuple[str, ...], output: Path | None, resume: bool) -> None
         raise InputError("--resume: needs --output DIR, the folder of the sweep to continue")
     if path is None and not resume:
         raise InputError("SWEEP.yaml: missing; allowed: a sweep file, such as those in tune_configs/")
-    from fedprompt.study import sweep as sweeping
-    from fedprompt.study.verdict import verdict
+    from fedprompt.reports.verdict import verdict
+    from fedprompt.sweeps import sweep as sweeping
 
     given = Path(path) if path else None
     plan = sweeping.resumed(output, given, overrides) if resume else sweeping.planned(given, overrides, output)
@@ -264,7 +264,7 @@ def personalize(run_dir: Path, overrides: tuple[str, ...], output: Path | None, 
 
     Settings are personalize.lr, epochs, optimizer, trains, pull, interpolation, averaging and clients.
     """
-    from fedprompt.study import personalize as personalizing
+    from fedprompt.personalization import personalize as personalizing
 
     plan = personalizing.planned(run_dir, overrides, output, resume)
     click.echo(f"accuracy on the clients' own test data / on everybody's, from round {plan.checkpoint.round} on")
@@ -281,7 +281,7 @@ def personalize(run_dir: Path, overrides: tuple[str, ...], output: Path | None, 
 @click.option("--tsne", is_flag=True, help="Map PFPT's prompts by t-SNE instead of PCA, which may take minutes.")
 def report(folders: tuple[Path, ...], output: Path | None, tsne: bool) -> None:
     """Compare finished runs: tables over settings, methods and seeds, tests and figures, of all runs below DIR."""
-    from fedprompt.study.report import write_report
+    from fedprompt.reports.report import write_report
 
     output = output or folders[0] / "report"
     with terminated_as_interrupt(), told_in_one_line(output, shlex.join(sys.argv)):

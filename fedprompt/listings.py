@@ -42,7 +42,7 @@ def datasets() -> Rows:
 
 def backbones() -> Rows:
     """Pretrained backbones, whether their weights are present here, and how to get them."""
-    from fedprompt.models.weights import available
+    from fedprompt.models.weights.named import available
 
     rows: Rows = []
     for entry in available():

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fedprompt import interrupts, outlets
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.failure import told_in_one_line
 from fedprompt.wording import counted
 
 if TYPE_CHECKING:
-    from fedprompt.runtime.locks import Held
+    from fedprompt.runtime.folders.locks import Held
 
 INTERRUPTED = "fedprompt: interrupted"
 
@@ -69,7 +69,7 @@ def _records(
 
         return run_in_process(config, output, stage=stage, held=held)
     stage("starting Ray")
-    from fedprompt.runtime.on_ray import run_on_ray
+    from fedprompt.runtime.ray.on_ray import run_on_ray
 
     return run_on_ray(config, output, held)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedprompt.data.embedded import FASHION_FILE
-from fedprompt.data.idx import FASHION_SHA256, FILES, read_array
+from fedprompt.data.sources.embedded import FASHION_FILE
+from fedprompt.data.sources.idx import FASHION_SHA256, FILES, read_array
 from fedprompt.errors import InputError
 
 SEED = 0

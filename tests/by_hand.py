@@ -15,15 +15,15 @@ from tiny import TINY
 
 from fedprompt.algorithms import registry
 from fedprompt.algorithms.base import Algorithm, Setting, State
-from fedprompt.client.cohort import train_group
+from fedprompt.client.batches import plan_batches
 from fedprompt.client.examples import Examples
-from fedprompt.client.feed import plan_batches
-from fedprompt.client.rules import LocalOptions
+from fedprompt.client.rules.base import LocalOptions
 from fedprompt.client.tasks import Training, Update
-from fedprompt.config import load
-from fedprompt.models.heads import HeadOptions
+from fedprompt.client.train import train_group
+from fedprompt.config.parsing import load
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.params import Params
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import run_in_process
 from fedprompt.seeding import Stream, generator
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from fedprompt.benchmarks import many_runs
 from fedprompt.client.examples import Examples
-from fedprompt.models.backbone import Backbone
+from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch, groups_of
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
-from fedprompt.models.timm_import import import_timm
+from fedprompt.models.weights.timm_import import import_timm
 
 # Files whose tests take minutes, because they start many processes.
 LONG = {
@@ -119,7 +119,7 @@ def make_batch() -> Callable[..., Batch]:
 def small_cluster() -> Iterator[None]:
     """A Ray of two CPUs, to which this process is connected."""
     pytest.importorskip("ray")
-    from fedprompt.runtime.clusters import own_cluster
+    from fedprompt.runtime.ray.clusters import own_cluster
 
     with own_cluster(num_cpus=2):
         yield

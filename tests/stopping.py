@@ -161,7 +161,7 @@ def try_all(moments: int, more: Sequence[str], start: Callable[..., Any]) -> int
 if __name__ == "__main__":
     given = [int(argument) for argument in sys.argv[1:] if argument.isdigit()]
     on_ray = "--ray" in sys.argv
-    import fedprompt.study.personalize  # noqa: F401  with everything that a run needs
+    import fedprompt.personalization.personalize  # noqa: F401  with everything that a run needs
 
     how = fresh if on_ray or "--fresh" in sys.argv else Forked
     sys.exit(try_all(given[0] if given else 20, [] if on_ray else ["--local"], how) > 0)

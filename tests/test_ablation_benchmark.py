@@ -9,7 +9,7 @@ from fedprompt.benchmarks import ablations, comparison
 from fedprompt.benchmarks.ablation_tables import ablations as differences
 from fedprompt.benchmarks.ablation_tables import correlations, figure, sensitivities, tables, telling
 from fedprompt.benchmarks.many_runs import rows_of
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 
 ROOT = Path(__file__).parent.parent
 

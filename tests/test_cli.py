@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedprompt import __version__
 from fedprompt.algorithms import registry
-from fedprompt.runtime.folders import mark
+from fedprompt.runtime.folders.folders import mark
 from fedprompt.tracking.partition_table import partition_lines
 
 TINY = [*tiny.TINY, "data.limit=300", "federation.rounds=1"]

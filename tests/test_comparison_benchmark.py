@@ -26,9 +26,9 @@ from fedprompt.benchmarks.contestants import (
     twice,
 )
 from fedprompt.benchmarks.many_runs import FAILED, SEARCH, Job, Kept, rows_of
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
-from fedprompt.study.tables import MISSING
+from fedprompt.reports.tables import MISSING
 
 ROOT = Path(__file__).parent.parent
 

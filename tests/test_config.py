@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from fedprompt.config import RATES, Config, load
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import RATES, Config
 from fedprompt.errors import InputError
 
 

@@ -12,13 +12,16 @@ from tiny import TINY
 
 from fedprompt.algorithms import registry
 from fedprompt.benchmarks import aggregation
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.failure import told, told_in_one_line
-from fedprompt.models import weights
-from fedprompt.runtime import build, http_service
+from fedprompt.models.weights import named as weights
+from fedprompt.personalization import personalize
+from fedprompt.reports import report
+from fedprompt.runtime import build
 from fedprompt.runtime import run as running
+from fedprompt.runtime.serving import http_service
 from fedprompt.runtime.worker import Worker
-from fedprompt.study import personalize, report, sweep
+from fedprompt.sweeps import sweep
 
 FAST = [*TINY, "algorithm.name=fedavg", "data.limit=120", "partition.min_size=1", "federation.rounds=1"]
 LINE = re.compile(r"fedprompt: failed \(ZeroDivisionError: first line\); all of it in (\S+)\n")
@@ -75,7 +78,7 @@ def test_a_fault_of_ours_is_one_line_in_every_command(case, finished, tmp_path, 
 
 @pytest.mark.ray
 def test_a_fault_of_the_driver_or_of_a_trial_is_one_line(tmp_path, monkeypatch):
-    from fedprompt.runtime import driver
+    from fedprompt.runtime.ray import driver
 
     monkeypatch.setattr(driver, "build_data", faulty)
     records = list(driver.Driver(load(None, FAST), str(tmp_path), None).run())

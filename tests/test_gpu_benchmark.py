@@ -14,19 +14,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedprompt.benchmarks import gpu
 from fedprompt.benchmarks.gpu_clock import waits_per_step
-from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import prepare
-from fedprompt.client.rules import LocalOptions, make_rule
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Training
+from fedprompt.client.train import train_group
 from fedprompt.errors import InputError
 from fedprompt.models import linear
-from fedprompt.models.backbone import Backbone
-from fedprompt.models.compiled import compile_blocks
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.backbones.compiled import compile_blocks
+from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.kinds.base import insert
 from fedprompt.models.model import PromptedModel
-from fedprompt.models.weights import create_backbone
+from fedprompt.models.weights.named import create_backbone
 
 # Names under which `import` finds nothing: the rest of fedprompt needs them, this benchmark must not.
 ABSENT = ("ray", "pydantic", "click", "pandas", "matplotlib", "sklearn", "scipy", "tensorboard")
@@ -73,7 +74,7 @@ def test_results_that_could_not_be_written_are_refused_before_anything_is_measur
 @without_gpu
 def test_compiling_without_a_gpu_is_refused():
     pytest.importorskip("pydantic")  # all else in this file runs where only torch, timm and pytest are
-    from fedprompt.config import load
+    from fedprompt.config.parsing import load
     from fedprompt.runtime.build import build_model
 
     with pytest.raises(InputError, match=r"^runtime\.compile: true needs a GPU"):

@@ -10,10 +10,10 @@ import yaml
 from PIL import Image
 from tiny import TINY_MODEL
 
-from fedprompt.config import is_path, load
+from fedprompt.config.parsing import is_path, load
 from fedprompt.errors import InputError
-from fedprompt.study.space import expand
-from fedprompt.study.sweep_file import read
+from fedprompt.sweeps.space import expand
+from fedprompt.sweeps.sweep_file import read
 
 PATHS = {
     "data.root": "photos",

@@ -10,7 +10,7 @@ import pytest
 from fedprompt.benchmarks import prompts
 from fedprompt.benchmarks.many_runs import SEARCH
 from fedprompt.benchmarks.prompts_tables import compared, figure, searched, tables
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 
 ROOT = Path(__file__).parent.parent
 

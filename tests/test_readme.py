@@ -13,8 +13,8 @@ from tiny import TINY_MODEL
 from fedprompt.algorithms import registry
 from fedprompt.cli import main
 from fedprompt.data import registry as data_sets
-from fedprompt.study.space import expand
-from fedprompt.study.sweep_file import read
+from fedprompt.sweeps.space import expand
+from fedprompt.sweeps.sweep_file import read
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

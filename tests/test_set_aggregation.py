@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedprompt.algorithms import evidence
-from fedprompt.algorithms import generative_model as model
-from fedprompt.algorithms.evidence import matching_weights
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets, match, start
+from fedprompt.algorithms.pfpt import evidence
+from fedprompt.algorithms.pfpt import generative_model as model
+from fedprompt.algorithms.pfpt.evidence import matching_weights
+from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, aggregate_sets, match, start
 from fedprompt.benchmarks import recovery
 from fedprompt.errors import InputError
 

@@ -168,7 +168,7 @@ def test_a_command_that_is_interrupted_during_its_imports_says_one_line():
 
 HOLDS = """
 import subprocess, sys, time
-from fedprompt.runtime.leftovers import marked, watched
+from fedprompt.runtime.ray.leftovers import marked, watched
 with watched():
     with marked():
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)

@@ -11,7 +11,7 @@ from tiny import TINY
 
 from fedprompt.algorithms import registry
 from fedprompt.cli import main
-from fedprompt.config import from_dict, load
+from fedprompt.config.parsing import from_dict, load
 from fedprompt.data import registry as data_sets
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
@@ -161,7 +161,7 @@ BROKEN = {
     ),
     "taken data set": (
         DATA_SET.replace('@dataset("theirs"', '@dataset("digits"'),
-        "'digits' is registered twice, by fedprompt.data.embedded",
+        "'digits' is registered twice, by fedprompt.data.sources.embedded",
     ),
 }
 NO_METHODS = {

@@ -19,9 +19,10 @@ from special_files import SPECIAL, make_special
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models import dinov2_onnx, weights
-from fedprompt.models.timm_import import import_timm
-from fedprompt.models.weights import available, create_backbone
+from fedprompt.models.weights import dinov2_onnx
+from fedprompt.models.weights import named as weights
+from fedprompt.models.weights.named import available, create_backbone
+from fedprompt.models.weights.timm_import import import_timm
 
 DINO = "vit_small_patch14_dinov2"
 TINY = "test_vit"  # timm's own test model: patch 16, width 64, 6 blocks, 1000 classes
@@ -442,7 +443,7 @@ def test_timm_imports_beside_a_torchvision_without_its_compiled_half(tmp_path):
     (tmp_path / "timm.py").write_text("import os, torchvision\nif 'BREAK' in os.environ: raise RuntimeError('other')\n")
     script = textwrap.dedent("""
         import os, sys, torch
-        from fedprompt.models.timm_import import import_timm
+        from fedprompt.models.weights.timm_import import import_timm
         original = torch.library.register_fake
         os.environ["BREAK"] = "1"
         try:

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from fedprompt import yaml_text
-from fedprompt.config import Config, load
+from fedprompt.config import yaml_text
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
 from fedprompt.errors import InputError
-from fedprompt.study.sweep_file import read as read_sweep
+from fedprompt.sweeps.sweep_file import read as read_sweep
 
 SCALARS = [
     ("1e-3", 0.001),

@@ -20,10 +20,11 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, Field
 
-from fedprompt.client.rules import ZEROTH_ORDER, LocalOptions, LocalRule, make_rule
+from fedprompt.client.rules.base import ZEROTH_ORDER, LocalOptions, LocalRule
+from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Update
+from fedprompt.config.schema import Section
 from fedprompt.models.params import HEAD, Params, is_finite, weighted_mean
-from fedprompt.settings import Section
 
 KINDS = ("prompt", "deep", "pool", "none", "adapter", "lora", "full", "visual")
 Metrics = dict[str, float]

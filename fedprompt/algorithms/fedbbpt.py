@@ -6,7 +6,7 @@ parameters nor gradients. Client k owns the params φ of a prompt generator g an
 
     L_k(φ) = E_{(x, y) in D_k} CE(F(clip(x + ε g_φ(x))), y)
 
-by zeroth-order steps, with SPSA and gradient correction (``client/zeroth.py``):
+by zeroth-order steps, with SPSA and gradient correction (``client/rules/zeroth_order.py``):
 
     m ← β m − a_i ĝ(φ + β m),   φ ← φ + m,   ĝ(φ) = (L(φ + c_i Δ) − L(φ − c_i Δ)) / (2 c_i) · Δ^{-1}
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import ZEROTH_ORDER
+from fedprompt.client.rules.base import ZEROTH_ORDER
 
 
 @algorithm(

@@ -25,7 +25,7 @@ from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, State,
 from fedprompt.algorithms.fedprox import pulled
 from fedprompt.algorithms.memory import heads, remembered_mean
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import LocalOptions, LocalRule
+from fedprompt.client.rules.base import LocalOptions, LocalRule
 from fedprompt.client.tasks import Update
 from fedprompt.errors import InputError
 from fedprompt.models.params import HEAD, Params, weighted_mean

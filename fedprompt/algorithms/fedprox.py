@@ -21,8 +21,9 @@ from torch import Tensor
 from fedprompt.algorithms.base import MethodSettings, Setting, Weight
 from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots, make_rule
-from fedprompt.client.wrappers import WrappedOracle, WrappedRule
+from fedprompt.client.rules.base import LocalOptions, LocalRule
+from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.proximal import Proximal
 from fedprompt.models.params import Params
 
 
@@ -72,39 +73,3 @@ class FedProx(FedAvg):
 def pulled(rule: LocalRule, mu: float, setting: Setting) -> LocalRule:
     """A rule with FedProx's pull of weight ``mu`` to what was sent, for other methods; at 0 the rule itself."""
     return Proximal(rule, FedProx(FedProxSettings(mu=mu), setting)) if mu else rule
-
-
-class Proximal(WrappedRule):
-    """Another rule's steps, with the gradient of the proximal term added to the loss's."""
-
-    def __init__(self, inner: LocalRule, prox: FedProx) -> None:
-        super().__init__(inner)
-        self._prox = prox
-
-    def start(self, params: Params, sent: Params, kept: Params) -> Slots:
-        return {**self._inner.start(params, sent, kept), "anchor": {n: value.clone() for n, value in params.items()}}
-
-    def step(self, params: Params, slots: Slots, oracle: Oracle) -> tuple[Params, Slots, Tensor]:
-        stepped, after, losses = self._inner.step(params, slots, _Pulled(oracle, slots["anchor"], self._prox))
-        return stepped, {**after, "anchor": slots["anchor"]}, losses
-
-
-class _Pulled(WrappedOracle):
-    """An oracle whose gradients are those of the loss and the proximal term; its losses are those of the loss alone."""
-
-    def __init__(self, inner: Oracle, anchor: Params, prox: FedProx) -> None:
-        super().__init__(inner)
-        self._anchor, self._prox = anchor, prox
-
-    def added(self, params: Params) -> tuple[Tensor | float, Params]:
-        """The proximal term and its gradient, with what clients add to their loss without it."""
-        before, known = self._inner.added(params)
-        away = {name: value - self._anchor[name] for name, value in params.items()}
-        pulls = self._prox.pull(away, self.opens_epoch)
-        pulls = {name: pull + known[name] if name in known else pull for name, pull in pulls.items()}
-        return before + self._prox.penalty(away, self.opens_epoch), pulls
-
-    def grad(self, params: Params) -> tuple[Tensor, Params]:
-        losses, grads = self._inner.grad(params)
-        pulls = self._prox.pull({n: params[n] - self._anchor[n] for n in grads}, self.opens_epoch)
-        return losses, {name: grad + pulls[name] for name, grad in grads.items()}

@@ -24,7 +24,7 @@ from torch import Tensor
 from fedprompt.algorithms.base import Metrics, Rate, State
 from fedprompt.algorithms.fedopt import ServerOptimizer, ServerSettings
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import LocalOptions, LocalRule, Oracle, Slots
+from fedprompt.client.rules.base import LocalOptions, LocalRule, Oracle, Slots
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import Params, weighted_mean
 

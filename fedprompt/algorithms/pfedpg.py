@@ -28,9 +28,10 @@ from torch import Tensor
 
 from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Rate, State
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules import LocalOptions, LocalRule, Slots, make_rule
+from fedprompt.client.rules.base import LocalOptions, LocalRule, Slots
+from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.wrappers import WrappedRule
 from fedprompt.client.tasks import Update
-from fedprompt.client.wrappers import WrappedRule
 from fedprompt.models.params import HEAD, Params, weighted_mean
 
 GENERATED = ("prompt", "pool")

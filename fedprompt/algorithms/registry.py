@@ -78,8 +78,8 @@ def _place(cls: type) -> str:
 @cache
 def _load_all() -> None:
     package = importlib.import_module("fedprompt.algorithms")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"fedprompt.algorithms.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, "fedprompt.algorithms."):
+        importlib.import_module(module.name)
     _BROKEN.clear()
     ours = [found for found in distributions() if f"[{ENTRY_POINTS}]" in (found.read_text("entry_points.txt") or "")]
     for distribution in {found.name: found for found in reversed(ours)}.values():  # the first of a name

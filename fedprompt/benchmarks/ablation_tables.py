@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from fedprompt.benchmarks.comparison_tables import difference
 from fedprompt.benchmarks.contestants import SKEW
 from fedprompt.benchmarks.many_runs import spread
-from fedprompt.study.tables import MISSING, Table, p_value
+from fedprompt.reports.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE
 
 BASE, FIRST = "pfpt", "alpha 0.1"

@@ -147,7 +147,7 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
 @cache
 def _apart(overrides: Overrides) -> dict[str, float]:
     from fedprompt.client.examples import Examples
-    from fedprompt.config import load
+    from fedprompt.config.parsing import load
     from fedprompt.runtime.build import build_data, features_of
 
     config = load(None, list(overrides))

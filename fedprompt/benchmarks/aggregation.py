@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn.functional import one_hot
 
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, SetAggregation, aggregate_sets, fit, start
+from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, SetAggregation, aggregate_sets, fit, start
 from fedprompt.benchmarks.turns import in_turn, ratio
 
 CLIENTS, PROMPTS, WIDTH, SWEEPS = 10, 20, 768, 50

@@ -126,7 +126,7 @@ def _table(jobs: Sequence[Job]) -> pd.DataFrame:
 @cache
 def _sizes(overrides: tuple[str, ...]) -> np.ndarray:
     """Images [clients] that a client's epoch passes over: what the white box asks of its own backbone."""
-    from fedprompt.config import load
+    from fedprompt.config.parsing import load
     from fedprompt.runtime.build import build_data
 
     return build_data(load(None, list(overrides))).sizes

@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 
 from fedprompt.benchmarks.contestants import HEADLINE, ONCE, WHOLE, Overrides
-from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import Examples, prepare
 from fedprompt.client.tasks import Training
-from fedprompt.config import Config, load
+from fedprompt.client.train import train_group
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime.build import build_algorithm, build_model, local_options

@@ -29,7 +29,7 @@ from fedprompt.benchmarks.contestants import (
     setting_of,
 )
 from fedprompt.benchmarks.many_runs import spread
-from fedprompt.study.tables import MISSING, Table, p_value
+from fedprompt.reports.tables import MISSING, Table, p_value
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, save
 
 OURS = ("pfpt", "pfpt-mem", "fedmem, pool")  # the study's method, and what has no published form

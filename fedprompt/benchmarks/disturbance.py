@@ -18,7 +18,7 @@ import numpy as np
 from fedprompt.benchmarks import processes
 from fedprompt.benchmarks.processes import PATIENCE, Job
 from fedprompt.models.params import Params
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.tracking import metrics
 
 RUN = (

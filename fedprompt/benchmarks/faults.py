@@ -24,8 +24,8 @@ import torch
 
 from fedprompt.benchmarks.disturbance import FAULTS, Lost, Outcome, Run
 from fedprompt.errors import InputError
-from fedprompt.runtime.on_ray import DRIVER_RESTARTS
-from fedprompt.runtime.ray_pool import RESTARTS
+from fedprompt.runtime.ray.on_ray import DRIVER_RESTARTS
+from fedprompt.runtime.ray.pool import RESTARTS
 
 PER_RUN = 8  # faults
 EVERY = 3  # rounds: one to be disturbed in, and two to see what becomes of it

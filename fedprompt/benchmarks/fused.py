@@ -17,11 +17,11 @@ from statistics import median
 
 import torch
 
-from fedprompt import config
 from fedprompt.benchmarks.training import raw_examples
 from fedprompt.benchmarks.turns import in_turn, ratio
 from fedprompt.client.examples import Examples
 from fedprompt.client.tasks import Task, Update
+from fedprompt.config import schema as config
 from fedprompt.models.model import torch_device
 from fedprompt.runtime.build import build_data
 from fedprompt.runtime.worker import Worker

@@ -31,17 +31,18 @@ import torch
 
 from fedprompt.benchmarks import check_json, obvious
 from fedprompt.benchmarks.gpu_clock import matrix_products, matrix_rate, timed, waits_per_step
-from fedprompt.client.cohort import train_group
 from fedprompt.client.examples import Examples, prepare
-from fedprompt.client.rules import LocalOptions, make_rule
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Training
+from fedprompt.client.train import train_group
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import Backbone
-from fedprompt.models.compiled import compile_blocks
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.backbones.compiled import compile_blocks
+from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel, torch_device
-from fedprompt.models.weights import create_backbone
+from fedprompt.models.weights.named import create_backbone
 
 CLASSES, BATCH, PROMPTS, NATIVE = 100, 16, 10, 32  # NATIVE: pixels of the images before they are resized
 EAGER, COMPILED, AUTOTUNED = "as it is", "compiled", "autotuned"

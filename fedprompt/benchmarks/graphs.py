@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fedprompt.algorithms.graphs import GRAPHS
+from fedprompt.algorithms.decentralized.graphs import GRAPHS
 from fedprompt.benchmarks.contestants import SEEDS, Overrides, grid
 from fedprompt.benchmarks.many_runs import SEARCH, Job, chosen, run_stages, sorted_by_names, spread
 from fedprompt.benchmarks.training import QUICK

@@ -23,9 +23,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from fedprompt import config
 from fedprompt.benchmarks.training import CLIENTS, QUICK, Group
 from fedprompt.benchmarks.turns import in_turn, ratio
+from fedprompt.config import schema as config
 from fedprompt.runtime.run import run_in_process
 from fedprompt.tracking.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, STYLE, save
 

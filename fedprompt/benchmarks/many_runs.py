@@ -181,8 +181,8 @@ def sorted_by_names(table: pd.DataFrame, columns: Sequence[str], names: Iterable
 def _check_made(job: Job) -> None:
     """Raise InputError where a run that has ended was another one: its folder does not tell all of its settings."""
     if job.ended:
-        from fedprompt.config import load
-        from fedprompt.runtime.resuming import check_made
+        from fedprompt.config.parsing import load
+        from fedprompt.runtime.checkpoints.resuming import check_made
 
         check_made(job.folder, load(None, list(job.overrides)), "another --output, or delete that run's folder")
 
@@ -201,7 +201,7 @@ def run_in_folder(folder: Path, overrides: Overrides) -> None:
 
     Features are kept from one run to the next.
     """
-    from fedprompt.config import load
+    from fedprompt.config.parsing import load
     from fedprompt.runtime.run import new_run, run_in_process
 
     config = load(None, list(overrides))

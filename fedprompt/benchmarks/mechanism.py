@@ -31,9 +31,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fedprompt.algorithms import generative_model as model
-from fedprompt.algorithms.evidence import matching_weights
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, fit, keep_used, mean_of_matched
+from fedprompt.algorithms.pfpt import generative_model as model
+from fedprompt.algorithms.pfpt.evidence import matching_weights
+from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, fit, keep_used, mean_of_matched
 from fedprompt.benchmarks.ablations import RATES
 from fedprompt.benchmarks.comparison import SHARED, TINY
 from fedprompt.benchmarks.contestants import Overrides
@@ -85,7 +85,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
 
 def prompt_sets(overrides: Overrides) -> Iterator[Sets]:
     """Run a federation of PFPT without scoring it; yields what every server step starts from."""
-    from fedprompt.config import load
+    from fedprompt.config.parsing import load
     from fedprompt.runtime.build import build_algorithm, build_data
     from fedprompt.runtime.pool import InProcessPool
     from fedprompt.seeding import Stream, generator

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from fedprompt.benchmarks.processes import PATIENCE, Job
-from fedprompt.data.folders import CINIC_CLASSES
+from fedprompt.data.sources.folders import CINIC_CLASSES
 from fedprompt.errors import InputError
 
 WORKERS = 2

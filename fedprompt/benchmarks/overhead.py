@@ -23,12 +23,13 @@ from typing import Any
 import click
 
 from fedprompt.algorithms.base import State
-from fedprompt.config import Config, load
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.on_ray import connected, run_on_ray
-from fedprompt.runtime.places import reserved, waited
 from fedprompt.runtime.pool import InProcessPool, Pool
-from fedprompt.runtime.ray_pool import RayPool
+from fedprompt.runtime.ray.on_ray import connected, run_on_ray
+from fedprompt.runtime.ray.places import reserved, waited
+from fedprompt.runtime.ray.pool import RayPool
 from fedprompt.seeding import Stream, generator
 
 TINY = ("backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "prompt.layer=2")
@@ -45,12 +46,12 @@ def lap(name):
 import json, sys, tempfile
 import ray
 from fedprompt.benchmarks.overhead import first_task
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.driver import Driver
-from fedprompt.runtime.on_ray import connected
-from fedprompt.runtime.places import reserved, waited
-from fedprompt.runtime.ray_pool import RayPool
+from fedprompt.runtime.ray.driver import Driver
+from fedprompt.runtime.ray.on_ray import connected
+from fedprompt.runtime.ray.places import reserved, waited
+from fedprompt.runtime.ray.pool import RayPool
 lap("imports")
 config = load(None, sys.argv[1:])
 with connected(config, lambda line: None), reserved(config) as places:

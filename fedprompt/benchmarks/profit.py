@@ -23,7 +23,7 @@ import click
 import pandas as pd
 
 from fedprompt.benchmarks.many_runs import one_per_core, run_all, run_in_folder, spread
-from fedprompt.study import trade_off
+from fedprompt.personalization import trade_off
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.plots import save
 
@@ -95,10 +95,10 @@ def _jobs(root: Path, quick: bool) -> list[Job]:
 
 def _run(job: Job) -> None:
     """One run and its personalization in this process, on one thread; what is done of either is not done again."""
-    from fedprompt.config import load
+    from fedprompt.config.parsing import load
+    from fedprompt.personalization.personalize import after_run, personalize, settings_of
     from fedprompt.runtime.build import divided_data
     from fedprompt.runtime.pool import InProcessPool
-    from fedprompt.study.personalize import after_run, personalize, settings_of
 
     if not (job.folder / "result.json").exists():
         run_in_folder(job.folder, job.overrides)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fedprompt.benchmarks.comparison_tables import difference
 from fedprompt.benchmarks.many_runs import SEARCH, spread
-from fedprompt.study.tables import MISSING, Table
+from fedprompt.reports.tables import MISSING, Table
 from fedprompt.tracking.plots import BLUE, GREY, STYLE
 
 SEARCHED = ("init", "block", "length", "size")

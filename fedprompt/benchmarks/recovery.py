@@ -25,9 +25,9 @@ from typing import get_args
 import numpy as np
 import torch
 
-from fedprompt.algorithms.generative_model import Prior
-from fedprompt.algorithms.map_aggregation import MapOptions, aggregate_around
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, Schedule, SetAggregation, aggregate_sets
+from fedprompt.algorithms.pfpt.generative_model import Prior
+from fedprompt.algorithms.pfpt.map_aggregation import MapOptions, aggregate_around
+from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, Schedule, SetAggregation, aggregate_sets
 
 SCALES = (0.03, 0.1, 1.0)
 NOISES = (0.01, 0.1, 0.33)

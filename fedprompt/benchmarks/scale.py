@@ -39,7 +39,7 @@ SWEEPS, DEFAULT_SWEEPS = 2, 50
 STEP = """
 import json, resource, sys, time
 import numpy as np, torch
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets
+from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, aggregate_sets
 torch.set_num_threads(1)
 clients, sweeps, schedule = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 rng = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def _run(clients: int, cohort: int, data: str) -> dict[str, Any]:
 
 def _images(clients: int) -> int:
     """So many that five are left for every client when the validation split is held out."""
-    from fedprompt.config import DataSection
+    from fedprompt.config.schema import DataSection
 
     return round(IMAGES * clients / (1 - DataSection().validation))
 

@@ -25,17 +25,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fedprompt import config
 from fedprompt.benchmarks.turns import in_turn, ratio
+from fedprompt.client.batches import plan_batches
 from fedprompt.client.examples import Examples
-from fedprompt.client.feed import plan_batches
 from fedprompt.client.tasks import Task, Update
-from fedprompt.config import Config
+from fedprompt.config import schema as config
+from fedprompt.config.schema import Config
 from fedprompt.data import Split
 from fedprompt.models.linear import frozen_linear
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
-from fedprompt.models.weights import create_backbone
+from fedprompt.models.weights.named import create_backbone
 from fedprompt.runtime.build import build_data
 from fedprompt.runtime.worker import Worker
 from fedprompt.seeding import Stream, generator

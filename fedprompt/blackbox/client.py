@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.blackbox.service import Request, Service
-from fedprompt.models.backbone import to_pixels
+from fedprompt.models.backbones.vit import to_pixels
 from fedprompt.models.batch import Batch, Output
 from fedprompt.models.generator import init_generator, prompted
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.params import Params
 
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError, OutOfBudget
-from fedprompt.models.backbone import Backbone
-from fedprompt.models.prototypes import prototype_scores
+from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.heads.prototypes import prototype_scores
 
 EVALUATION = -1  # who asks when a state is scored: counted apart from the clients
 REMEMBERED = 2**17  # newest requests that a ledger knows again, of all clients together

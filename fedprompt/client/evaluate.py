@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fedprompt.client.batches import Arrays
 from fedprompt.client.examples import Examples
-from fedprompt.client.feed import Arrays
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
 

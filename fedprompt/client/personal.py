@@ -19,10 +19,10 @@ from typing import Literal
 
 import torch
 
-from fedprompt.client.cohort import train_group
 from fedprompt.client.evaluate import predict
 from fedprompt.client.examples import Examples
 from fedprompt.client.tasks import Task, Training
+from fedprompt.client.train import train_group
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import HEAD, Params, weighted_mean
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from fedprompt.client.rules import LocalRule
+from fedprompt.client.rules.base import LocalRule
 from fedprompt.models.params import Params
 
 

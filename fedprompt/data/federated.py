@@ -9,7 +9,7 @@ import numpy as np
 
 from fedprompt.data.dataset import Dataset, Split, View
 from fedprompt.data.fingerprint import Fingerprint, fingerprint
-from fedprompt.data.partition import PartitionOptions, long_tail, partition
+from fedprompt.data.partitions.kinds import PartitionOptions, long_tail, partition
 from fedprompt.data.sampling import apportion, stratified
 from fedprompt.errors import InputError
 from fedprompt.seeding import Stream, generator

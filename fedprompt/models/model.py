@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import Backbone
+from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch, Output
-from fedprompt.models.heads import HeadOptions, apply_head, init_head
+from fedprompt.models.heads.classifier import HeadOptions, apply_head, init_head
+from fedprompt.models.heads.prototypes import prototype_scores
 from fedprompt.models.kinds import PromptOptions, make_kind
 from fedprompt.models.params import Params
-from fedprompt.models.prototypes import prototype_scores
 
 
 class PromptedModel:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
-from fedprompt.config import FederationSection
+from fedprompt.config.schema import FederationSection
 from fedprompt.seeding import Stream, generator
 
 LONGEST = 600.0  # logarithm of a slowness: any deadline is over by then, and e^710 overflows

@@ -15,17 +15,17 @@ from fedprompt.algorithms.base import Algorithm, Setting
 from fedprompt.blackbox.client import ImageOptions, ServedModel
 from fedprompt.blackbox.http import HttpService
 from fedprompt.blackbox.service import Scorer, Service
-from fedprompt.client.rules import LocalOptions, ZerothOptions
-from fedprompt.config import Config
+from fedprompt.client.rules.base import LocalOptions, ZerothOptions
+from fedprompt.config.schema import Config
 from fedprompt.data import Dataset, FederatedData, PartitionOptions, Split, federate, load
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import Backbone
-from fedprompt.models.compiled import compile_blocks
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.backbones.compiled import compile_blocks
+from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.heads.classifier import HeadOptions
+from fedprompt.models.heads.prototypes import class_means, read_embeddings
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel, torch_device
-from fedprompt.models.prototypes import class_means, read_embeddings
-from fedprompt.models.weights import create_backbone
+from fedprompt.models.weights.named import create_backbone
 
 
 def build_data(config: Config) -> FederatedData:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedprompt.algorithms.base import Algorithm, Metrics, State
 from fedprompt.client.tasks import Task, Update
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.models.params import Params
 from fedprompt.runtime import answers

@@ -11,7 +11,7 @@ from dataclasses import fields
 import numpy as np
 
 from fedprompt.client.examples import Examples
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 
 
 class FeatureMemory:

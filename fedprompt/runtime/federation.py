@@ -11,16 +11,16 @@ from typing import Any
 
 from fedprompt.algorithms.base import TRAFFIC, Algorithm, State
 from fedprompt.blackbox.service import EVALUATION
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError, RunFailed, os_error_line
 from fedprompt.models.params import Params
 from fedprompt.runtime.checked import CheckedMethod, in_round
-from fedprompt.runtime.checkpoint_file import Best, Checkpoint
+from fedprompt.runtime.checkpoints.file import Best, Checkpoint
+from fedprompt.runtime.checkpoints.resuming import Start, check_state, origin_of
+from fedprompt.runtime.folders.replacing import forget
 from fedprompt.runtime.pool import Pool
-from fedprompt.runtime.replacing import forget
 from fedprompt.runtime.results import ASKED, asked_before, best_of, is_better, make_result, numbers_of
-from fedprompt.runtime.resuming import Start, check_state, origin_of
 from fedprompt.runtime.scoring import evaluate
 from fedprompt.runtime.training import Training, mean_loss, warnings_of
 from fedprompt.seeding import Stream, generator

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from fedprompt.algorithms import registry
-from fedprompt.config import PROMPTS, Config
+from fedprompt.config.schema import PROMPTS, Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
-from fedprompt.models.weights import blueprint
+from fedprompt.models.weights.named import blueprint
 
 FLOAT = 4  # bytes
 TRAINED = 4  # copies of what a client trains: values, gradients and the two moments of Adam

@@ -17,7 +17,7 @@ from fedprompt.client.evaluate import Predictions
 from fedprompt.client.examples import Examples
 from fedprompt.client.personal import Point, Tuning
 from fedprompt.client.tasks import Task, Update
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData, Split, View
 from fedprompt.data.images import Rows
 from fedprompt.models.params import Params

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt.blackbox.service import EVALUATION
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData
 from fedprompt.data.fingerprint import summary
 from fedprompt.runtime.worker import Facts

@@ -9,19 +9,20 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
-from fedprompt.config import Config, load
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
 from fedprompt.data import fingerprint
 from fedprompt.data import load as load_data
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoints import store_of
+from fedprompt.runtime.checkpoints.resuming import FREE_IN_WORDS, changed, start_of
+from fedprompt.runtime.checkpoints.store import store_of
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.federation import LOADING_DATA, LOADING_MODEL, Federation, Record
-from fedprompt.runtime.folders import check_replaceable, inputs_of, is_complete, mark, mark_of, marked
-from fedprompt.runtime.locks import NOBODY, Held, Lock, PassedOn, entered
+from fedprompt.runtime.folders.folders import check_replaceable, inputs_of, is_complete, mark, mark_of, marked
+from fedprompt.runtime.folders.locks import NOBODY, Held, Lock, PassedOn, entered
+from fedprompt.runtime.folders.replacing import WHOLE, forget, lay_aside, put_back, recover, remove_own
 from fedprompt.runtime.pool import InProcessPool
-from fedprompt.runtime.replacing import WHOLE, forget, lay_aside, put_back, recover, remove_own
-from fedprompt.runtime.resuming import FREE_IN_WORDS, changed, start_of
 from fedprompt.tracking.files import write_atomic
 
 Say = Callable[[str], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedprompt.algorithms.base import State
 from fedprompt.client.tasks import Task, Update, steps_of
-from fedprompt.config import Config
+from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import RunFailed
 from fedprompt.models.params import is_finite, size_in_bytes

@@ -14,14 +14,15 @@ from fedprompt.algorithms.base import Setting
 from fedprompt.algorithms.fedprox import FedProx, FedProxSettings
 from fedprompt.blackbox.client import ServedModel
 from fedprompt.blackbox.service import EVALUATION, Request, Service
-from fedprompt.client.cohort import train_group
 from fedprompt.client.evaluate import Predictions, predict
 from fedprompt.client.examples import Examples, prepare, token_bytes
 from fedprompt.client.personal import Point, Tuning, tune_group
-from fedprompt.client.rules import LocalRule, make_rule
-from fedprompt.client.sam import sharpness_aware
+from fedprompt.client.rules.base import LocalRule
+from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.sam import sharpness_aware
 from fedprompt.client.tasks import Task, Training, Update
-from fedprompt.config import Config
+from fedprompt.client.train import train_group
+from fedprompt.config.schema import Config
 from fedprompt.data import Split
 from fedprompt.data.images import Images, SharedRows
 from fedprompt.models.model import PromptedModel

@@ -22,12 +22,12 @@ from by_hand import (
 )
 
 from fedprompt.algorithms import registry
-from fedprompt.algorithms.decentralized import KNOWN, PUBLIC, Decentralized
-from fedprompt.algorithms.graphs import make_links, metropolis
-from fedprompt.client.cohort import train_group
-from fedprompt.client.rules import LocalOptions
+from fedprompt.algorithms.decentralized.base import KNOWN, PUBLIC, Decentralized
+from fedprompt.algorithms.decentralized.graphs import make_links, metropolis
+from fedprompt.client.rules.base import LocalOptions
 from fedprompt.client.tasks import Training, Update
-from fedprompt.config import load
+from fedprompt.client.train import train_group
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 from fedprompt.models.params import size_in_bytes
 

@@ -6,7 +6,7 @@ import torch
 from by_hand import make, tiny_run
 
 from fedprompt.algorithms.base import State
-from fedprompt.algorithms.set_aggregation import aggregate_sets
+from fedprompt.algorithms.pfpt.set_aggregation import aggregate_sets
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import size_in_bytes
 

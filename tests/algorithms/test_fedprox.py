@@ -23,7 +23,7 @@ from by_hand import (
     walk,
 )
 
-from fedprompt.client.rules import LocalOptions
+from fedprompt.client.rules.base import LocalOptions
 
 COHORT = [0, 2, 4, 5]
 MU = 0.7

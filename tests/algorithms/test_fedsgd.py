@@ -22,8 +22,8 @@ from by_hand import (
     tiny_run,
 )
 
-from fedprompt.client.feed import plan_batches
-from fedprompt.config import load
+from fedprompt.client.batches import plan_batches
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 from fedprompt.seeding import Stream, generator
 

@@ -13,9 +13,9 @@ from tiny import TINY
 from fedprompt.algorithms.base import Setting, State
 from fedprompt.algorithms.gmm import GMM, GMMSettings
 from fedprompt.client.tasks import Update
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import run_in_process
 
 WIDTH = 16

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fedprompt.algorithms.gossip import Compression, mix, mix_compressed
-from fedprompt.algorithms.graphs import GRAPHS, make_links, metropolis, spectral_gap
+from fedprompt.algorithms.decentralized.gossip import Compression, mix, mix_compressed
+from fedprompt.algorithms.decentralized.graphs import GRAPHS, make_links, metropolis, spectral_gap
 
 CLIENTS = 12
 COMPRESSIONS = {

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fedprompt.algorithms.graphs import GRAPHS, among, lose, make_links, metropolis, spectral_gap
+from fedprompt.algorithms.decentralized.graphs import GRAPHS, among, lose, make_links, metropolis, spectral_gap
 
 
 def links_of(graph, clients, degree=4, seed=0):

@@ -8,13 +8,14 @@ from tiny import TINY
 from fedprompt.algorithms import registry
 from fedprompt.algorithms.base import Algorithm, Setting, State
 from fedprompt.algorithms.fedavg import FedAvg
-from fedprompt.algorithms.pfpt import PFPT, PFPTSettings
-from fedprompt.client.rules import SGD, LocalOptions
+from fedprompt.algorithms.pfpt.pfpt import PFPT, PFPTSettings
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import SGD
 from fedprompt.client.tasks import Update, steps_of
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data, build_model
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import run_in_process
 from fedprompt.seeding import Stream, generator
 

@@ -10,7 +10,7 @@ import torch
 
 from fedprompt.algorithms.base import Setting
 from fedprompt.algorithms.pfedpg import PFedPG, PFedPGSettings, generate, generator_gradient
-from fedprompt.client.rules import LocalOptions
+from fedprompt.client.rules.base import LocalOptions
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import row, stack, stack_present
 

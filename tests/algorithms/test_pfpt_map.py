@@ -11,7 +11,7 @@ import torch
 from by_hand import make, same, tiny_run
 
 from fedprompt.algorithms.base import State
-from fedprompt.algorithms.map_aggregation import (
+from fedprompt.algorithms.pfpt.map_aggregation import (
     MapOptions,
     Spreads,
     aggregate_around,
@@ -21,7 +21,7 @@ from fedprompt.algorithms.map_aggregation import (
     prior_means,
     rematched,
 )
-from fedprompt.algorithms.set_aggregation import GenerativeSettings, aggregate_sets
+from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, aggregate_sets
 from fedprompt.benchmarks.recovery import Planted, pair_agreement
 from fedprompt.client.tasks import Update
 from fedprompt.errors import InputError

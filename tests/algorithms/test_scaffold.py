@@ -24,9 +24,9 @@ from by_hand import (
 )
 
 from fedprompt.algorithms.base import RULE
-from fedprompt.client.rules import LocalOptions
+from fedprompt.client.rules.base import LocalOptions
 from fedprompt.client.tasks import Update
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 
 CLIENTS = 6

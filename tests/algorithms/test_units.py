@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from tiny import TINY
 
-from fedprompt.algorithms import units
 from fedprompt.algorithms.base import Setting, State
-from fedprompt.algorithms.set_aggregation import SetAggregation
-from fedprompt.algorithms.units import PFPTUnits, UnitSettings
+from fedprompt.algorithms.pfpt import units
+from fedprompt.algorithms.pfpt.set_aggregation import SetAggregation
+from fedprompt.algorithms.pfpt.units import PFPTUnits, UnitSettings
 from fedprompt.client.tasks import Update
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import run_in_process
 
 WIDTH, RANK = 64, 8

@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from fedprompt.blackbox.batching import AT_ONCE, Answers, Batcher, Desk
 from fedprompt.blackbox.client import ImageOptions, ServedModel
 from fedprompt.blackbox.service import EVALUATION, Ledger, LocalService, Scorer, digest
-from fedprompt.client.cohort import train_group
-from fedprompt.client.rules import LocalOptions, make_rule
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Training
+from fedprompt.client.train import train_group
 from fedprompt.errors import InputError, OutOfBudget
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.heads.classifier import HeadOptions
+from fedprompt.models.heads.prototypes import prototype_scores
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import stack
-from fedprompt.models.prototypes import prototype_scores
 
 PROTOTYPES = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
 OPTIONS = ImageOptions(image_size=28, crop=1.0, channels=4, strength=0.5)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedprompt.client.cohort import train_group
+from fedprompt.client.batches import plan_batches
 from fedprompt.client.examples import prepare
-from fedprompt.client.feed import plan_batches
-from fedprompt.client.rules import LocalOptions, make_rule
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Training, steps_of
-from fedprompt.models.heads import HeadOptions
+from fedprompt.client.train import train_group
+from fedprompt.models.heads.classifier import HeadOptions
 
 SIZES = {3: 7, 8: 23, 11: 16, 20: 5}  # client: samples; with batches of 8: 1, 3, 2 and 1 steps per epoch, most ragged
 KINDS = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedprompt.client.batches import Arrays
 from fedprompt.client.examples import CHUNK, Examples, has_tokens_to_keep, prepare, token_bytes
-from fedprompt.client.feed import Arrays
 from fedprompt.models.params import stack
 
 N = CHUNK + 6  # more than one chunk, the last one short

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedprompt.client.cohort import GradientOracle
-from fedprompt.models.heads import HeadOptions, dropout_factors
+from fedprompt.client.train import GradientOracle
+from fedprompt.models.heads.classifier import HeadOptions, dropout_factors
 from fedprompt.models.params import stack
 
 COUNTS = (5, 2, 4)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedprompt.client.cohort import train_group
+from fedprompt.client.batches import plan_batches
 from fedprompt.client.examples import Examples
-from fedprompt.client.feed import plan_batches
-from fedprompt.client.rules import LocalOptions, make_rule
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Training
-from fedprompt.models.heads import HeadOptions
+from fedprompt.client.train import train_group
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.seeding import Stream, generator
 
 CURVATURE = {"prompt": 0.5, "head.1.weight": 3.0}

@@ -7,11 +7,12 @@ import pytest
 import torch
 from by_hand import BIAS, Bowl, drawn, same, tiny_run
 
-from fedprompt.client.cohort import train_group
-from fedprompt.client.rules import LocalOptions, make_rule
-from fedprompt.client.sam import SamOracle, SharpnessAware, sharpness_aware
+from fedprompt.client.rules.base import LocalOptions
+from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.sam import SamOracle, SharpnessAware, sharpness_aware
 from fedprompt.client.tasks import Task, Training
-from fedprompt.config import load
+from fedprompt.client.train import train_group
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 
 RULES = {

@@ -15,11 +15,12 @@ from by_hand import drawn, make, same, tiny_run
 
 import fedprompt.algorithms
 import fedprompt.client
-from fedprompt.algorithms.fedprox import Proximal
 from fedprompt.algorithms.pfedpg import KeepsHead
-from fedprompt.client.rules import ZEROTH_ORDER, LocalOptions, LocalRule, Oracle, make_rule
-from fedprompt.client.sam import SharpnessAware
-from fedprompt.client.wrappers import WrappedOracle, WrappedRule
+from fedprompt.client.rules.base import ZEROTH_ORDER, LocalOptions, LocalRule, Oracle
+from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.proximal import Proximal
+from fedprompt.client.rules.sam import SharpnessAware
+from fedprompt.client.rules.wrappers import WrappedOracle, WrappedRule
 from fedprompt.models.params import HEAD
 
 NO_CMA = importlib.util.find_spec("cma") is None

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedprompt.client.rules import ZEROTH_ORDER, LocalOptions, ZerothOptions, make_rule
-from fedprompt.client.zeroth import COUNT, MOMENTUM, RGF, SPSA, directions
+from fedprompt.client.rules.base import ZEROTH_ORDER, LocalOptions, ZerothOptions
+from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.zeroth_order import COUNT, MOMENTUM, RGF, SPSA, directions
 from fedprompt.errors import InputError
 
 SHAPES = {"visual.a": (2, 3), "visual.b": (4,)}
@@ -83,7 +84,7 @@ def test_directions_keep_away_from_zero_and_favour_no_sign():
 
 
 def sign(rng, shape):
-    from fedprompt.client.zeroth import _away_from_zero
+    from fedprompt.client.rules.zeroth_order import _away_from_zero
 
     return _away_from_zero(rng, shape)
 

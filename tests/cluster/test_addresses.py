@@ -12,7 +12,7 @@ ray = pytest.importorskip("ray")
 import grpc  # noqa: E402
 
 from fedprompt.errors import InputError, RunFailed  # noqa: E402
-from fedprompt.runtime import clusters  # noqa: E402
+from fedprompt.runtime.ray import clusters  # noqa: E402
 
 
 class Head(grpc.GenericRpcHandler):

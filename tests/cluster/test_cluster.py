@@ -18,7 +18,7 @@ from hosts import end_all, make_hosts, why_no_hosts
 from PIL import Image
 from tiny import TINY, TINY_MODEL
 
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.runtime.run import run_in_process
 from fedprompt.tracking.metrics import read
 

@@ -12,7 +12,7 @@ from ports import listening, stranger_gets
 
 ray = pytest.importorskip("ray")
 
-from fedprompt.runtime.clusters import own_cluster  # noqa: E402
+from fedprompt.runtime.ray.clusters import own_cluster  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.ray
@@ -64,7 +64,7 @@ SECOND = """
 import os
 from pathlib import Path
 import ray
-from fedprompt.runtime.clusters import own_cluster
+from fedprompt.runtime.ray.clusters import own_cluster
 
 before = {name: value for name, value in os.environ.items() if "AUTH" in name}
 tokens = set()

@@ -9,9 +9,9 @@ ray = pytest.importorskip("ray")
 
 from ray.util.placement_group import placement_group, remove_placement_group  # noqa: E402
 
-from fedprompt.config import load  # noqa: E402
-from fedprompt.runtime import places  # noqa: E402
-from fedprompt.runtime.on_ray import run_on_ray  # noqa: E402
+from fedprompt.config.parsing import load  # noqa: E402
+from fedprompt.runtime.ray import places  # noqa: E402
+from fedprompt.runtime.ray.on_ray import run_on_ray  # noqa: E402
 
 OVERRIDES = [*TINY, "algorithm.sweeps=3", "runtime.workers=2"]
 

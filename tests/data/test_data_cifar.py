@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from special_files import SPECIAL, make_special
 
-from fedprompt.data import cifar, load
+from fedprompt.data import load
+from fedprompt.data.sources import cifar
 from fedprompt.errors import InputError
 
 RNG = np.random.default_rng(0)

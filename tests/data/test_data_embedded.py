@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fedprompt.data import KINDS, PartitionOptions, Split, available, federate, load
-from fedprompt.data.embedded import FASHION_CLASSES, FASHION_FILE, read_npz
 from fedprompt.data.multi import fit
+from fedprompt.data.sources.embedded import FASHION_CLASSES, FASHION_FILE, read_npz
 from fedprompt.errors import InputError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_embedded.py"

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from special_files import make_special
 
-from fedprompt.data import folders, load
+from fedprompt.data import load
+from fedprompt.data.sources import folders
 from fedprompt.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from special_files import SPECIAL, make_special
 
-from fedprompt.data import available, idx, load
+from fedprompt.data import available, load
+from fedprompt.data.sources import idx
 from fedprompt.errors import InputError
 
 RNG = np.random.default_rng(0)

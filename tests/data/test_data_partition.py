@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedprompt.data import KINDS, PartitionOptions, Split, feature_distance, measures, partition
-from fedprompt.data.partition import REDRAWS, Samples, _with_minimum, give_from_largest, long_tail
+from fedprompt.data.partitions.kinds import REDRAWS, Samples, _with_minimum, give_from_largest, long_tail
 from fedprompt.errors import InputError
 
 CLASSES = 5

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 from special_files import SPECIAL, make_special
 
-from fedprompt.data.pictures import SIDE, read_image, read_images
+from fedprompt.data.sources.pictures import SIDE, read_image, read_images
 from fedprompt.errors import InputError
 
 GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4

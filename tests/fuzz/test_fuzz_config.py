@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from judge import judged
 
 from fedprompt.algorithms import registry
-from fedprompt.config import Config, load
-from fedprompt.study import sweep_file
-from fedprompt.study.space import expand
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
+from fedprompt.sweeps import sweep_file
+from fedprompt.sweeps.space import expand
 
 # Texts that have meanings to YAML, numbers to Python, names to pydantic, paths or links to a file system.
 ODD_TEXTS = [

@@ -13,8 +13,9 @@ from judge import judged
 from tiny import TINY
 
 from fedprompt.algorithms import registry
-from fedprompt.config import Config, load
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import run_in_process
 from fedprompt.tracking import metrics
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedprompt.models.backbone import Backbone, _is_plain
+from fedprompt.models.backbones.vit import Backbone, _is_plain
 
 
 def timm_feature(vit, x):

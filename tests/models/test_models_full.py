@@ -11,8 +11,8 @@ import torch
 
 from fedprompt.client.evaluate import predict
 from fedprompt.client.examples import prepare
-from fedprompt.models.backbone import Backbone
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import stack

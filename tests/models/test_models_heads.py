@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedprompt.models.heads import HeadOptions, apply_head, dropout_factors, init_head
+from fedprompt.models.heads.classifier import HeadOptions, apply_head, dropout_factors, init_head
 from fedprompt.models.params import stack
 
 

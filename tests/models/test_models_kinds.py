@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import Backbone
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import stack

@@ -8,9 +8,9 @@ import torch
 from torch.torch_version import TorchVersion
 
 from fedprompt.errors import InputError
-from fedprompt.models.torch_files import load_plain
-from fedprompt.runtime.checkpoint_file import Checkpoint, State, encoded
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.models.weights.torch_files import load_plain
+from fedprompt.runtime.checkpoints.file import Checkpoint, State, encoded
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 
 
 def saved(content):

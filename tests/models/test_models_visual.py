@@ -12,11 +12,11 @@ from special_files import SPECIAL, make_special
 
 from fedprompt.errors import InputError
 from fedprompt.models.generator import init_generator, prompted
-from fedprompt.models.heads import HeadOptions
+from fedprompt.models.heads.classifier import HeadOptions
+from fedprompt.models.heads.prototypes import class_means, prototype_scores, read_embeddings
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import stack
-from fedprompt.models.prototypes import class_means, prototype_scores, read_embeddings
 
 HEAD = HeadOptions(kind="prototypes", scale=10.0)
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from tiny import TINY
 
-from fedprompt.config import Config, load
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config
 from fedprompt.models.params import Params
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import run_in_process
 from fedprompt.tracking import metrics
 

@@ -8,7 +8,7 @@ import torch
 
 from fedprompt.errors import RunFailed
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.run import new_run, run_in_process
 from fedprompt.runtime.scoring import evaluate

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedprompt.cli import main
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import to_pixels
+from fedprompt.models.backbones.vit import to_pixels
 from fedprompt.runtime import build
 from fedprompt.runtime.build import build_data
 from fedprompt.runtime.pool import public_split, service_here

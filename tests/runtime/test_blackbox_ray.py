@@ -18,11 +18,11 @@ from test_ray import accuracies, processes_of  # noqa: E402
 from fedprompt.blackbox.http import HttpService, to_npy  # noqa: E402
 from fedprompt.errors import InputError, OutOfBudget  # noqa: E402
 from fedprompt.runtime.build import build_algorithm, build_data  # noqa: E402
-from fedprompt.runtime.on_ray import run_on_ray  # noqa: E402
-from fedprompt.runtime.places import reserved  # noqa: E402
 from fedprompt.runtime.pool import public_split, service_here  # noqa: E402
-from fedprompt.runtime.ray_pool import RayPool  # noqa: E402
-from fedprompt.runtime.ray_service import start_service  # noqa: E402
+from fedprompt.runtime.ray.on_ray import run_on_ray  # noqa: E402
+from fedprompt.runtime.ray.places import reserved  # noqa: E402
+from fedprompt.runtime.ray.pool import RayPool  # noqa: E402
+from fedprompt.runtime.ray.service import start_service  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("small_cluster")]
 BLACK = "algorithm.name=fedbbpt"
@@ -78,7 +78,7 @@ def test_a_worker_on_ray_has_neither_timm_nor_a_backbone(shared_runs):
             for worker in pool.workers:
                 imported = worker.__ray_call__.remote(lambda _: set(__import__("sys").modules))  # there, not here
                 made = worker.__ray_call__.remote(lambda self: set(vars(self)))
-                assert "fedprompt.client.zeroth" in ray.get(imported)
+                assert "fedprompt.client.rules.zeroth_order" in ray.get(imported)
                 assert "timm" not in ray.get(imported)
                 assert "_model" not in ray.get(made)
             assert {update.client for update in updates} == {0, 1, 2, 3}

@@ -20,10 +20,10 @@ from fedprompt.blackbox.http import HttpService  # noqa: E402
 from fedprompt.blackbox.npy import to_npy  # noqa: E402
 from fedprompt.blackbox.runs import Limits, Runs  # noqa: E402
 from fedprompt.cli import main  # noqa: E402
-from fedprompt.config import load  # noqa: E402
+from fedprompt.config.parsing import load  # noqa: E402
 from fedprompt.errors import InputError, OutOfBudget  # noqa: E402
-from fedprompt.runtime import connections, http_service  # noqa: E402
 from fedprompt.runtime.build import build_data  # noqa: E402
+from fedprompt.runtime.serving import connections, http_service  # noqa: E402
 
 TOKEN = "a-token-of-these-tests"
 ABOUT = {"bytes": 100, "classes": 5, "image_size": 4, "clients": 3}

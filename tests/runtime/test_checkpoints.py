@@ -12,11 +12,11 @@ from commands import cli
 from fedprompt.algorithms.base import State
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.checkpoint_file import Checkpoint
-from fedprompt.runtime.checkpoints import KEEP, CheckpointStore
+from fedprompt.runtime.checkpoints.file import Checkpoint
+from fedprompt.runtime.checkpoints.resuming import start_of
+from fedprompt.runtime.checkpoints.store import KEEP, CheckpointStore
 from fedprompt.runtime.federation import Federation, Stopped
 from fedprompt.runtime.pool import InProcessPool
-from fedprompt.runtime.resuming import start_of
 from fedprompt.runtime.run import new_run
 from fedprompt.runtime.worker import Worker
 

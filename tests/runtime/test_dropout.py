@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedprompt.config import FederationSection
+from fedprompt.config.schema import FederationSection
 from fedprompt.errors import RunFailed
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import worker
@@ -140,7 +140,7 @@ def test_a_run_with_absent_clients_goes_on_as_if_it_never_had_been_stopped(absen
 @pytest.mark.long
 def test_the_same_clients_are_absent_on_ray(absent, shared_runs, same_params):
     pytest.importorskip("ray")
-    from fedprompt.runtime.on_ray import run_on_ray
+    from fedprompt.runtime.ray.on_ray import run_on_ray
 
     config = shared_runs.config(AVERAGE, *SOME, "runtime.workers=1")
     list(run_on_ray(config, shared_runs.folder / "ray"))

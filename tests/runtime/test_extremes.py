@@ -12,11 +12,11 @@ from fedprompt.algorithms import registry
 from fedprompt.algorithms.base import MethodSettings
 from fedprompt.client import evaluate
 from fedprompt.client.evaluate import Predictions
-from fedprompt.config import from_dict, load
+from fedprompt.config.parsing import from_dict, load
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime import training
 from fedprompt.runtime.attendance import Attendance
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.run import run_in_process
 from fedprompt.tracking import tracker

@@ -14,8 +14,8 @@ from commands import cli
 
 from fedprompt.algorithms.base import State
 from fedprompt.errors import InputError, RunFailed
-from fedprompt.runtime.checkpoint_file import Checkpoint
-from fedprompt.runtime.checkpoints import CheckpointStore
+from fedprompt.runtime.checkpoints.file import Checkpoint
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import new_run
 from fedprompt.tracking import metrics
 from fedprompt.tracking.tracker import Tracker

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedprompt.client.examples import Examples
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.run import run_in_process
 from fedprompt.runtime.worker import Worker

@@ -8,9 +8,9 @@ import yaml
 from commands import cli
 from tiny import TINY
 
-from fedprompt.runtime import folders, replacing
-from fedprompt.runtime.folders import mark, own_files
-from fedprompt.runtime.replacing import OLD, PART, WHOLE, forget, lay_aside, put_back, recover
+from fedprompt.runtime.folders import folders, replacing
+from fedprompt.runtime.folders.folders import mark, own_files
+from fedprompt.runtime.folders.replacing import OLD, PART, WHOLE, forget, lay_aside, put_back, recover
 
 RUN = {
     **{"config.yaml": "old", "metrics.jsonl": "old", "result.json": "old", "accuracy.png": "old"},

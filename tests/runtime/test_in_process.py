@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from fedprompt.algorithms.fedavg import FedAvg
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 from fedprompt.models.params import size_in_bytes
 from fedprompt.runtime import run as running
 from fedprompt.runtime.build import build_algorithm, build_data
-from fedprompt.runtime.folders import mark
+from fedprompt.runtime.folders.folders import mark
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.worker import Worker
 from fedprompt.seeding import Stream, generator
@@ -209,7 +209,7 @@ def test_another_runs_checkpoints_in_the_storage_are_never_taken_over(runs):
 def test_what_runs_without_ray_never_imports_it(runs):
     program = f"""
 import sys
-import fedprompt, fedprompt.config, fedprompt.client.cohort, fedprompt.algorithms.pfpt, fedprompt.data
+import fedprompt, fedprompt.config.schema, fedprompt.client.train, fedprompt.algorithms.pfpt.pfpt, fedprompt.data
 import fedprompt.models.model, fedprompt.tracking
 assert "ray" not in sys.modules
 from fedprompt.cli import main

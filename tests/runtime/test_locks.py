@@ -17,15 +17,15 @@ from commands import cli
 from tiny import TINY
 
 from fedprompt.errors import InputError, RunFailed
-from fedprompt.runtime import folder_lock, leases, locks
-from fedprompt.runtime.holders import LOCK, Holder, InUse, is_unused
-from fedprompt.runtime.locks import Held, entered
+from fedprompt.runtime.folders import folder_lock, leases, locks
+from fedprompt.runtime.folders.holders import LOCK, Holder, InUse, is_unused
+from fedprompt.runtime.folders.locks import Held, entered
 from fedprompt.tracking import metrics
 
 FORK = multiprocessing.get_context("fork")
 HOLD = """
 import sys, time
-from fedprompt.runtime.locks import entered
+from fedprompt.runtime.folders.locks import entered
 with entered(__import__("pathlib").Path(sys.argv[1]), "--output", "fedprompt run"):
     print("ready", flush=True)
     time.sleep(60)

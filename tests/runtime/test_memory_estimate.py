@@ -3,9 +3,9 @@
 import pytest
 from tiny import TINY
 
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
-from fedprompt.models.weights import create_backbone
+from fedprompt.models.weights.named import create_backbone
 from fedprompt.runtime import memory
 from fedprompt.runtime.build import build_data
 from fedprompt.runtime.memory import Samples, check_memory, machine_bytes, needs, outline

@@ -9,7 +9,7 @@ from tiny import TINY
 from fedprompt.algorithms import registry
 from fedprompt.algorithms.base import State
 from fedprompt.algorithms.fedavg import FedAvg
-from fedprompt.config import load
+from fedprompt.config.parsing import load
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.run import run_in_process
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedprompt.models.params import HEAD, size_in_bytes
-from fedprompt.models.weights import create_backbone
+from fedprompt.models.weights.named import create_backbone
 from fedprompt.runtime.build import build_algorithm, build_data
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.scoring import SUBSAMPLE, subsample

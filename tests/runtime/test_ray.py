@@ -13,7 +13,7 @@ ray = pytest.importorskip("ray")
 from fedprompt.cli import main  # noqa: E402
 from fedprompt.failure import told  # noqa: E402
 from fedprompt.interrupts import terminated_as_interrupt  # noqa: E402
-from fedprompt.runtime.on_ray import connected, run_on_ray  # noqa: E402
+from fedprompt.runtime.ray.on_ray import connected, run_on_ray  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("small_cluster")]
 
@@ -229,6 +229,6 @@ def test_rays_own_handler_does_not_take_sigterms_place(runs, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", lambda *_, **__: signal.signal(signal.SIGTERM, signal.SIG_IGN))
-    monkeypatch.setattr("fedprompt.runtime.clusters._check_closed", lambda: None)
+    monkeypatch.setattr("fedprompt.runtime.ray.clusters._check_closed", lambda: None)
     with terminated_as_interrupt(), connected(runs.config(), print), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -11,10 +11,10 @@ from commands import cli
 from PIL import Image
 from tiny import TINY_MODEL
 
-from fedprompt.config import from_dict, load
+from fedprompt.config.parsing import from_dict, load
 from fedprompt.errors import InputError
-from fedprompt.runtime.checkpoints import CheckpointStore
-from fedprompt.runtime.resuming import start_of
+from fedprompt.runtime.checkpoints.resuming import start_of
+from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import new_run, run_in_process
 
 FAST = ("algorithm.name=fedavg", "federation.rounds=2", "data.limit=200")

@@ -10,9 +10,9 @@ ray = pytest.importorskip("ray")
 
 from fedprompt.data.images import Handle, empty  # noqa: E402
 from fedprompt.runtime.build import build_algorithm, build_data  # noqa: E402
-from fedprompt.runtime.places import reserved  # noqa: E402
 from fedprompt.runtime.pool import InProcessPool  # noqa: E402
-from fedprompt.runtime.ray_pool import RayPool  # noqa: E402
+from fedprompt.runtime.ray.places import reserved  # noqa: E402
+from fedprompt.runtime.ray.pool import RayPool  # noqa: E402
 
 pytestmark = [
     pytest.mark.ray,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import Backbone
+from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.params import Params
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbone import Backbone, Change, Hook
+from fedprompt.models.backbones.vit import Backbone, Change, Hook
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import Features, PromptOptions, kind, layer_within, no_penalty, tokens_before
 from fedprompt.models.params import Params

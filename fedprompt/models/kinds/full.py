@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedprompt.models.backbone import CLASSIFIER, Backbone
+from fedprompt.models.backbones.vit import CLASSIFIER, Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import Features, PromptOptions, kind, no_penalty
 from fedprompt.models.params import Params

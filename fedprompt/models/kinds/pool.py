@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.models.backbone import Backbone
+from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedprompt.models.backbone import Backbone
+from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,

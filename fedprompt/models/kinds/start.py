@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.models.backbone import AT_ONCE, Backbone
+from fedprompt.models.backbones.vit import AT_ONCE, Backbone
 from fedprompt.models.kinds.base import PromptOptions
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedprompt.models.backbone import Backbone, to_pixels
+from fedprompt.models.backbones.vit import Backbone, to_pixels
 from fedprompt.models.batch import Batch
 from fedprompt.models.generator import init_generator, prompted
 from fedprompt.models.kinds.base import Features, PromptOptions, kind, no_penalty

@@ -1,0 +1,1 @@
+"""Methods without a server: clients mix with their neighbours."""

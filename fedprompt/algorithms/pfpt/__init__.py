@@ -1,0 +1,1 @@
+"""Probabilistic federated prompt tuning and its variants."""

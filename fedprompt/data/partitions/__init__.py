@@ -1,0 +1,1 @@
+"""How training data are divided among clients."""

@@ -1,0 +1,1 @@
+"""Frozen pretrained models, cut into the pieces that prompt tuning needs."""

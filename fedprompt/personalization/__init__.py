@@ -1,0 +1,1 @@
+"""Every client tunes the global model to its own data."""

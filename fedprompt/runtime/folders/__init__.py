@@ -1,0 +1,1 @@
+"""The folder of a run: who holds it, and what may be replaced in it."""

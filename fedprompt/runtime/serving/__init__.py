@@ -1,0 +1,1 @@
+"""The black-box model as a service over HTTP."""

@@ -1,1 +1,0 @@
-"""Comparing experiments: sweeps over settings, and the report of what finished runs came to."""
