@@ -146,7 +146,7 @@ def test_every_public_name_of_a_protocol_is_passed_on(protocol, wrapped):
 def test_every_class_around_a_rule_or_an_oracle_derives_from_the_base_classes():
     found = set()
     for package in (fedprompt.client, fedprompt.algorithms):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             for _, cls in inspect.getmembers(import_module(module.name), inspect.isclass):
                 given = inspect.signature(cls.__init__).parameters if "__init__" in vars(cls) else {}
                 kinds = [parameter.annotation for parameter in given.values()]
