@@ -25,12 +25,6 @@ from fedprompt.wording import counted
 class _Commands(click.Group):
     """Click's own usage errors in the one-line form of all others."""
 
-    def __call__(self) -> None:
-        """Be the program, as for a console script that was made before ``__main__.py``."""
-        from fedprompt.__main__ import main as program
-
-        program()
-
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
         try:
@@ -307,7 +301,3 @@ def bench(name: str, json_path: Path | None, quick: bool) -> None:
 
 
 bench.epilog = "\b\nNAME:\n" + "\n".join(f"  {name:<15}{about}" for name, about in BENCHMARKS.items())
-
-
-if __name__ == "__main__":
-    main()

@@ -134,7 +134,7 @@ def test_warnings_of_a_round_reach_the_terminal(cli, tmp_path):
 
 
 def test_a_program_of_its_own_ends_with_the_code_and_one_line(tmp_path):
-    command = [sys.executable, "-m", "fedprompt.cli", "run", "federation.cohort=0", "--local"]
+    command = [sys.executable, "-m", "fedprompt", "run", "federation.cohort=0", "--local"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ}, check=False)
     assert ended.returncode == 2
     assert ended.stderr == "fedprompt: federation.cohort: found 0; allowed: greater than 0\n"

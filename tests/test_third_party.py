@@ -53,7 +53,7 @@ def fedprompt(tmp_path):
     def call(*arguments, path=()):
         more = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(more)}
-        command = [sys.executable, "-m", "fedprompt.cli", *arguments]
+        command = [sys.executable, "-m", "fedprompt", *arguments]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
 
     return call

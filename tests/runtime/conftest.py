@@ -63,7 +63,7 @@ class Runs:
         return [*COMMAND, "run", *tiny_overrides(arguments), "--output", str(self.folder / name)]
 
 
-COMMAND = [sys.executable, "-m", "fedprompt.cli"]
+COMMAND = [sys.executable, "-m", "fedprompt"]
 
 
 def same(first: Params, second: Params) -> bool:
