@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOWEST ?= .venv-lowest
 
-.PHONY: demo test test-all test-lowest lint setup clean
+.PHONY: demo check test test-all test-lowest lint setup clean
 
 setup: $(READY)
 
@@ -19,6 +19,13 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/fedprompt run --output runs/demo --overwrite
+
+# What to run while working, in two minutes: the style, then the unit tests, without whole runs, Ray and real weights.
+UNIT := tests/algorithms tests/blackbox tests/client tests/data tests/models \
+	tests/test_config.py tests/test_imports.py tests/test_links.py tests/test_release.py tests/test_versions.py
+check: export OMP_NUM_THREADS = 1
+check: $(READY) lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not runs and not ray and not backbone and not long" $(UNIT)
 
 # Most tests wait for processes that they start, so three at a time suit two cores; their threads must not fight over them.
 test: export OMP_NUM_THREADS = 1

@@ -195,6 +195,7 @@ def test_personal_heads_are_neither_mixed_nor_sent():
 # --- what is sent
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("name", "steps"), [("dfedavg", 1), ("dfedsam-mgs", 4)])
 def test_bytes_are_a_model_per_link_direction_and_gossip_step(tmp_path, name, steps):
     records, state = tiny_run(tmp_path, f"algorithm.name={name}", "algorithm.graph=ring")
@@ -207,6 +208,7 @@ def test_bytes_are_a_model_per_link_direction_and_gossip_step(tmp_path, name, st
     assert sent["full_model_bytes"] % (2 * 2 * messages) == 0
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("compress", "most"), [("quantise", 0.26), ("topk", 0.21)])
 def test_compressed_messages_are_as_much_shorter_as_they_say(tmp_path, compress, most):
     whole, _ = tiny_run(tmp_path / "whole", "algorithm.name=dfedavg")
@@ -247,12 +249,14 @@ def test_who_missed_a_message_is_sent_the_whole_copy():
 # --- runs
 
 
+@pytest.mark.runs
 def test_all_clients_take_part_in_every_round(tmp_path):
     records, state = tiny_run(tmp_path, "algorithm.name=dfedavg", "federation.cohort=2")
     assert [record["cohort"] for record in records[1:-1]] == [EVERYBODY, EVERYBODY]
     assert sorted(state.clients) == EVERYBODY
 
 
+@pytest.mark.runs
 def test_result_tells_of_clients_average_consensus_and_gap(tmp_path):
     records, _ = tiny_run(tmp_path, "algorithm.name=dfedsam", "algorithm.graph=random", "algorithm.link_loss=0.4")
     result, rounds = records[-1]["result"], [record["aggregate"] for record in records[1:-1]]
@@ -270,6 +274,7 @@ def test_methods_with_a_server_tell_nothing_of_that(tmp_path):
     assert "averaged_model_accuracy" not in result["clients"]
 
 
+@pytest.mark.runs
 def test_in_consensus_the_averaged_model_is_everybodys(tmp_path):
     records, state = tiny_run(tmp_path, "algorithm.name=dfedavg", "algorithm.graph=full")
     for own in state.clients.values():
@@ -285,6 +290,7 @@ HARD = ("algorithm.graph=random", "algorithm.link_loss=0.3", "federation.dropout
 COMPRESSED = {"dfedsam-mgs": "topk", "dpfpt": "quantise"}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("method", METHODS)
 def test_runs_repeat_and_a_resumed_run_is_the_run(tmp_path, method):
     options = (*quick(method), *HARD, f"algorithm.compress={COMPRESSED.get(method, 'none')}")
@@ -301,6 +307,7 @@ def test_runs_repeat_and_a_resumed_run_is_the_run(tmp_path, method):
     assert all(torch.isfinite(value).all() for value in found.params.values())
 
 
+@pytest.mark.runs
 def test_two_threads_come_to_the_same_bits_as_one(tmp_path):
     states = [
         tiny_run(
@@ -311,6 +318,7 @@ def test_two_threads_come_to_the_same_bits_as_one(tmp_path):
     assert same(states[0].params, states[1].params)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["deep", "none", "lora"])
 def test_every_kind_is_mixed(tmp_path, kind):
     _, state = tiny_run(

@@ -98,6 +98,7 @@ def test_who_has_no_neighbour_keeps_its_prompts():
     assert "candidates" not in metrics
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["pool", "prompt"])
 def test_both_kinds_of_prompts_run_with_compression_of_the_rest(tmp_path, kind):
     options = ("algorithm.name=dpfpt", f"prompt.kind={kind}", "algorithm.sweeps=2", "algorithm.compress=quantise")

@@ -129,6 +129,7 @@ def test_personal_heads_stay_with_their_client_and_the_server_holds_their_plain_
     assert 0 < state.params["prompt"].item() < 4  # a small step towards the mean
 
 
+@pytest.mark.runs
 def test_the_published_codes_form_trains_as_fedavg_and_scores_the_servers_model(tmp_path):
     rate = "algorithm.server_lr=0.003"
     plain_records, plain = tiny_run(tmp_path / "a", "algorithm.name=fedavg")
@@ -140,6 +141,7 @@ def test_the_published_codes_form_trains_as_fedavg_and_scores_the_servers_model(
     assert records[2]["communication"] == plain_records[2]["communication"]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("form", ["paper", "reference"])
 def test_moments_survive_a_checkpoint(tmp_path, form):
     method = ("algorithm.name=fedopt", "algorithm.server=yogi", f"algorithm.form={form}")

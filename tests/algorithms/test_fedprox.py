@@ -166,6 +166,7 @@ def test_others_pull_their_clients_as_fedprox_does_where_mu_says_so(name):
     assert not same(ends[name, MU], ends[name, None])
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("form", TERMS)
 def test_without_a_pull_a_run_is_fedavg_bit_for_bit(tmp_path, form):
     _, plain = tiny_run(tmp_path / "a", "algorithm.name=fedavg")
@@ -173,6 +174,7 @@ def test_without_a_pull_a_run_is_fedavg_bit_for_bit(tmp_path, form):
     assert same(plain.params, weightless.params)
 
 
+@pytest.mark.runs
 def test_with_a_pull_a_run_is_not_fedavg(tmp_path):
     _, plain = tiny_run(tmp_path / "a", "algorithm.name=fedavg")
     records, pulled = tiny_run(tmp_path / "b", "algorithm.name=fedprox", "algorithm.mu=1")

@@ -118,6 +118,7 @@ def test_groups_may_be_averaged_before_they_are_sent(make_model):
     assert_near(algorithm.aggregate(state, [merged], None)[0].params, arrays(after.params))
 
 
+@pytest.mark.runs
 def test_a_run_is_repeatable_and_resumes_and_learns(tmp_path):
     method = ("algorithm.name=fedsgd", "algorithm.server_lr=0.003")
     records, state = tiny_run(tmp_path / "whole", *method, "federation.rounds=40", "federation.eval_every=20")

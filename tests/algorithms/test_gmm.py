@@ -141,6 +141,7 @@ def test_the_number_of_threads_changes_no_bit():
     assert torch.equal(*made)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["prompt", "deep", "pool"])
 @pytest.mark.parametrize("mixture", ["plain", "bayesian"])
 def test_prompts_keep_their_shape_through_a_run(tmp_path, kind, mixture):

@@ -108,6 +108,7 @@ def test_a_client_that_comes_late_gets_nothing_of_the_others_heads(rng):
     assert (late["prompt"].item(), late["head.1.bias"].item()) == (1.0, 7.0)
 
 
+@pytest.mark.runs
 def test_personal_heads_do_not_travel(tmp_path):
     shared, _ = tiny_run(tmp_path / "shared", "algorithm.name=fedavg")
     personal, state = tiny_run(tmp_path / "personal", "algorithm.name=fedavg", "head.personal=true")
@@ -124,6 +125,7 @@ def test_head_only_has_no_prompts(tmp_path):
     assert records[-1]["result"]["pool_size"] is None
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["prompt", "deep", "pool"])
 def test_frozen_prompts_stay_bit_for_bit_and_are_not_sent_back(tmp_path, kind):
     records, state = tiny_run(tmp_path, "algorithm.name=frozen", f"prompt.kind={kind}")
@@ -136,6 +138,7 @@ def test_frozen_prompts_stay_bit_for_bit_and_are_not_sent_back(tmp_path, kind):
     assert sent["up_bytes"] == 3 * sum(size for name, size in sizes.items() if name.startswith("head."))
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", ["fedsgd", "scaffold", "pfedpg", "dfedavg"])
 def test_a_frozen_query_projection_stays_bit_for_bit(tmp_path, name):
     _, state = tiny_run(tmp_path, f"algorithm.name={name}", "prompt.kind=pool", "prompt.query=frozen")
@@ -159,6 +162,7 @@ def test_no_method_sends_or_trains_a_frozen_query_projection():
             assert frozen.travels("pool") == trained.travels("pool")
 
 
+@pytest.mark.runs
 def test_the_query_projection_is_trained_and_sent_unless_told_otherwise(tmp_path):
     start = build_model(load(None, TINY), 10).init(generator(0, Stream.INIT))["query_proj"]
     sent = {}
@@ -257,6 +261,7 @@ def test_pfpt_takes_what_served_the_test_set_only_where_it_is_told_to(rng):
         assert not state.memory  # those are prompts of a pool that is no more
 
 
+@pytest.mark.runs
 def test_looking_at_the_test_set_changes_a_run_only_under_its_name(tmp_path):
     _, honest = tiny_run(tmp_path / "a", "algorithm.sweeps=2")
     _, looked = tiny_run(tmp_path / "b", "algorithm.sweeps=2", "algorithm.candidates=cohort+test")

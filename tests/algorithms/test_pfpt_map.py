@@ -317,6 +317,7 @@ def test_prompts_that_nobody_used_leave_and_the_rest_is_averaged_by_samples():
     assert same(state.params, results[1][0].params)  # nothing is drawn
 
 
+@pytest.mark.runs
 def test_it_runs_and_tells_what_happens_to_the_pool(tmp_path):
     records, state = tiny_run(tmp_path, "algorithm.name=pfpt-map", "algorithm.mu=0.1")
     told = records[1]["aggregate"]

@@ -123,6 +123,7 @@ def updated(client, state, round):
     return Update(client, 10 + client, 1, {"pool": pool, "head.1.bias": torch.full((2,), float(client))}, used, 0.0)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", ["fedmem", "fedmem algorithm.remembers=head", "mifa", "pfpt-mem"])
 def test_a_resumed_run_remembers(tmp_path, name):
     method = f"algorithm.name={name}".split()

@@ -191,6 +191,7 @@ def test_adam_is_refused_when_the_configuration_is_read():
     assert load(None, ["algorithm.name=scaffold"]).local.optimizer == "sgd"
 
 
+@pytest.mark.runs
 def test_with_everybody_in_the_cohort_the_mean_control_is_the_servers_in_every_round(tmp_path):
     for rounds in (1, 2, 3):
         everybody = ("federation.clients=4", "federation.cohort=4", f"federation.rounds={rounds}")
@@ -202,6 +203,7 @@ def test_with_everybody_in_the_cohort_the_mean_control_is_the_servers_in_every_r
             assert control.abs().max() > 1e-4
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("personal", [False, True])
 def test_controls_are_counted_in_both_directions(tmp_path, personal):
     head = f"head.personal={str(personal).lower()}"

@@ -191,6 +191,7 @@ def test_max_units_keeps_the_most_used_of_every_set():
     assert all(torch.equal(roomy[name], free[name]) for name in free)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("kind", ["adapter", "lora"])
 def test_blocks_with_different_numbers_of_units_go_on_training(tmp_path, kind):
     overrides = ("algorithm.name=pfpt-units", f"prompt.kind={kind}", "prompt.rank=4", "local.prompt_lr=0.005")

@@ -102,6 +102,7 @@ def test_a_fused_group_trains_as_one_client_after_the_other(make_model, make_exa
         assert not same(update.params, unperturbed.params)
 
 
+@pytest.mark.runs
 def test_fedsam_is_fedavg_with_rho_and_rho_0_is_fedavg_bit_for_bit(tmp_path):
     runs = {rho: ("algorithm.name=fedavg", *rho) for rho in ((), ("local.rho=0",), ("local.rho=0.5",))}
     plain, zero, sam = (tiny_run(tmp_path / str(i), *run)[1].params for i, run in enumerate(runs.values()))
@@ -109,6 +110,7 @@ def test_fedsam_is_fedavg_with_rho_and_rho_0_is_fedavg_bit_for_bit(tmp_path):
     assert not same(plain, sam)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("method", ["fedprox", "scaffold", "pfpt", "pfedpg"])
 def test_methods_with_rules_of_their_own_take_it(tmp_path, method):
     own = ("algorithm.sweeps=2",) if method == "pfpt" else ()

@@ -157,6 +157,7 @@ def test_every_class_around_a_rule_or_an_oracle_derives_from_the_base_classes():
     assert all(issubclass(cls, (WrappedRule, WrappedOracle)) for cls in found)
 
 
+@pytest.mark.runs
 def test_fedprox_without_a_pull_is_fedavg_where_steps_are_counted_over_rounds(tmp_path):
     common = ("prompt.kind=visual", "prompt.channels=2", "local.optimizer=spsa-gc", "federation.rounds=3")
     _, plain = tiny_run(tmp_path / "a", "algorithm.name=fedavg", *common)
