@@ -16,7 +16,7 @@ from pathlib import Path
 # Rooms from the lowest to the highest. A module belongs to the longest entry that its name begins with, and may import
 # its own level and those above it in this list.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors", "failure", "files", "interrupts", "outlets", "registry", "seeding", "texts", "wording"),
+    ("allocation", "errors", "failure", "files", "interrupts", "outlets", "registry", "seeding", "texts", "wording"),
     ("config.paths", "config.schema", "config.settings", "config.yaml_text"),
     ("data", "models"),
     ("blackbox",),
