@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CHANGELOG = ROOT / "CHANGELOG.md"  # whose headings repeat from version to version
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -29,7 +30,7 @@ def links(page):
     return [link for link in LINK.findall(prose(page)) if not link.startswith(("http://", "https://"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: page.name)
 def test_every_link_and_picture_of_a_page_is_there(page):
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -52,7 +53,7 @@ def test_every_page_and_picture_is_reached_from_readme():
             reached.add(page)
             if page.suffix == ".md":
                 to_read += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link[0] != "#"]
-    shown = {*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").rglob("*.png")}
+    shown = {*PAGES, CHANGELOG, *(ROOT / "docs").rglob("*.png")}
     assert {path.relative_to(ROOT) for path in shown - reached} == set()
 
 
