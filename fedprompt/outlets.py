@@ -74,9 +74,5 @@ def _discard(number: int) -> None:
 def _stream(number: int, before: TextIO | None, silent: bool) -> io.TextIOWrapper:
     encoding = "utf-8" if before is None else before.encoding
     at_once = number == 2 or os.isatty(number)
-    return io.TextIOWrapper(
-        io.BufferedWriter(cast(io.RawIOBase, Outlet(number, silent))),
-        encoding,
-        errors="replace",
-        line_buffering=at_once,
-    )
+    outlet = io.BufferedWriter(cast(io.RawIOBase, Outlet(number, silent)))
+    return io.TextIOWrapper(outlet, encoding, errors="replace", line_buffering=at_once)

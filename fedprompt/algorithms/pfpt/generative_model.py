@@ -121,9 +121,8 @@ def gradient(
     matched = assignment.flatten()
     grads = _likelihood_gradient(parameters, nets, sets, matched)
     rows = grads["phi"]  # [C·n, D]
-    if (
-        prior == "odds" and nets.hidden_p is not None
-    ):  # every candidate feels the prior: c_tk - p_k, summed over clients
+    if prior == "odds" and nets.hidden_p is not None:
+        # every candidate feels the prior: c_tk - p_k, summed over clients
         p = torch.sigmoid(nets.logit)
         upstream = p.mul_(-len(assignment)).index_add_(0, matched, p.new_ones(len(matched)))
         grads |= _prior_gradient(parameters, parameters["phi"], nets.hidden_p, upstream)
