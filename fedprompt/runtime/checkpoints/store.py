@@ -16,6 +16,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from fedprompt.algorithms.base import State
 from fedprompt.errors import InputError
 from fedprompt.runtime.checkpoints.file import Best, Checkpoint, decoded, encoded, models_of, raw
 from fedprompt.tracking.files import named, sync_folder
