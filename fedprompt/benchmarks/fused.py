@@ -23,7 +23,7 @@ from fedprompt.client.examples import Examples
 from fedprompt.client.tasks import Task, Update
 from fedprompt.config import schema as config
 from fedprompt.models.model import torch_device
-from fedprompt.runtime.build import build_data
+from fedprompt.runtime.build import build_data, worker_parts
 from fedprompt.runtime.worker import Worker
 
 FULL = ("data.limit=1500", "federation.clients=10", "federation.cohort=10")
@@ -40,7 +40,7 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     """
     settings = config.load(None, [*(QUICK if quick else FULL), *BOTH])
     data = build_data(settings)
-    worker = Worker(settings, len(data.class_names), data.domain_classes, torch.get_num_threads())
+    worker = Worker(worker_parts(settings, data), torch.get_num_threads())
     start = worker.facts().params
     tasks = [Task(client, start, settings.local.epochs) for client in range(len(data.clients))]
     raw = [raw_examples(data.client(task.client)) for task in tasks]

@@ -36,7 +36,7 @@ from fedprompt.models.linear import frozen_linear
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
 from fedprompt.models.weights.named import create_backbone
-from fedprompt.runtime.build import build_data
+from fedprompt.runtime.build import build_data, worker_parts
 from fedprompt.runtime.worker import Worker
 from fedprompt.seeding import Stream, generator
 
@@ -62,7 +62,7 @@ class Group:
         fixed = (f"data.limit={limit}", f"federation.cohort={CLIENTS}")
         self.settings: Config = config.load(None, [*BOTH, *fixed, *overrides])
         data = build_data(self.settings)
-        self.worker = Worker(self.settings, len(data.class_names), data.domain_classes, threads=1)
+        self.worker = Worker(worker_parts(self.settings, data), threads=1)
         self.raw = [raw_examples(data.client(client)).take(np.arange(images)) for client in range(CLIENTS)]
         start = self.worker.facts().params
         self.tasks = [Task(client, start, self.settings.local.epochs) for client in range(CLIENTS)]

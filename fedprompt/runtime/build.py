@@ -1,10 +1,16 @@
-"""From a configuration to the objects that a run is made of. The one place that hands sections to the rooms below."""
+"""From a configuration to the objects that a run is made of. The one place that hands sections to the rooms below.
+
+Whoever starts a run makes its data and its method here; a pool makes its workers' parts, and a black box's scorer. What
+they start gets these ready and does not come back.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,6 +32,35 @@ from fedprompt.models.heads.prototypes import class_means, read_embeddings
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel, torch_device
 from fedprompt.models.weights.named import create_backbone
+
+
+@dataclass(frozen=True)
+class WorkerParts:
+    """What every worker of a run is made of: plain data, and functions that make the model where the worker is.
+
+    A worker can be sent it, for instance as a Ray actor's argument.
+    """
+
+    algorithm: Algorithm
+    options: LocalOptions
+    batch_size: int
+    seed: int
+    domain_classes: np.ndarray | None  # classes that each domain has, bool [domains, K]
+    make_model: Callable[[Split | None], PromptedModel]  # of the public images
+    make_served: Callable[[Service], ServedModel]
+
+
+def worker_parts(config: Config, data: FederatedData) -> WorkerParts:
+    """Make what the workers of a run share."""
+    return WorkerParts(
+        algorithm=build_algorithm(config),
+        options=local_options(config),
+        batch_size=config.local.batch_size,
+        seed=config.seed,
+        domain_classes=data.domain_classes,
+        make_model=partial(build_model, config, len(data.class_names)),
+        make_served=partial(build_served, config),
+    )
 
 
 def build_data(config: Config) -> FederatedData:

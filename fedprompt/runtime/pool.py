@@ -21,7 +21,7 @@ from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData, Split, View
 from fedprompt.data.images import Rows
 from fedprompt.models.params import Params
-from fedprompt.runtime.build import build_remote, build_scorer
+from fedprompt.runtime.build import build_remote, build_scorer, worker_parts
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.memory import check_memory
 from fedprompt.runtime.worker import Facts, Worker
@@ -162,7 +162,7 @@ class InProcessPool:
         torch.set_num_threads(threads)  # for the prototypes, too, as on Ray
         self._service = service_here(config, data) if config.is_blackbox else None
         public = public_split(data) if needs_public(config) else None
-        self._worker = Worker(config, len(data.class_names), data.domain_classes, threads, public, self._service)
+        self._worker = Worker(worker_parts(config, data), threads, public, self._service)
         self._evaluations = count()
         self.facts = self._worker.facts()
         fitting = 1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // threads)

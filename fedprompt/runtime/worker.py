@@ -22,12 +22,11 @@ from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.rules.sam import sharpness_aware
 from fedprompt.client.tasks import Task, Training, Update
 from fedprompt.client.train import train_group
-from fedprompt.config.schema import Config
 from fedprompt.data import Split
 from fedprompt.data.images import Images, SharedRows
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params, size_in_bytes
-from fedprompt.runtime.build import build_algorithm, build_model, build_served, local_options
+from fedprompt.runtime.build import WorkerParts
 from fedprompt.runtime.checked import calling, is_foreign
 from fedprompt.seeding import Stream, generator
 
@@ -56,33 +55,30 @@ class Worker:
 
     def __init__(
         self,
-        config: Config,
-        classes: int,
-        domain_classes: np.ndarray | None,
+        parts: WorkerParts,
         threads: int,
         public: Split | None = None,
         service: Service | None = None,
-    ):
+    ) -> None:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it
-        self._config, self._domain_classes = config, domain_classes
-        self._classes, self._public, self._service = classes, public, service
-        self._algorithm = build_algorithm(config)
+        self._parts, self._public, self._service = parts, public, service
+        self._algorithm = parts.algorithm
 
     @cached_property
     def _model(self) -> PromptedModel:
         """Made when first asked for: as a Ray actor, only a method can fail in a way that tells the user why."""
-        return build_model(self._config, self._classes, self._public)
+        return self._parts.make_model(self._public)
 
     @cached_property
     def _served(self) -> ServedModel:
         """What is there in the model's place where it is a service."""
-        return build_served(self._config, self._service)
+        return self._parts.make_served(self._service)
 
     def facts(self) -> Facts:
         """The params at their start, and sizes; InputError where something does not go together."""
-        make_rule(local_options(self._config))
-        rng = generator(self._config.seed, Stream.INIT)
+        make_rule(self._parts.options)
+        rng = generator(self._parts.seed, Stream.INIT)
         if self._service is not None:
             return _facts_of_served(self._served.init(rng), self._service)
         model = self._model
@@ -110,7 +106,7 @@ class Worker:
         Returns what the method's ``aggregate`` needs of their updates, which may be their mean.
         """
         with calling(self._algorithm, "rule"):
-            rule = self._algorithm.rule(local_options(self._config), round)
+            rule = self._algorithm.rule(self._parts.options, round)
         training = self._training(round, rule, self._algorithm.trains)
         model = self._model if self._service is None else self._served.asking(tasks[0].client, (round,))
         examples = _with_images(data, len(tasks))
@@ -125,8 +121,7 @@ class Worker:
 
         ``data`` are prepared examples, as ``tune_group`` wants them, then, where every step needs them, their images.
         """
-        options = local_options(self._config)
-        options = replace(options, optimizer=tuning.optimizer, lr=tuning.lr, prompt_lr=None)
+        options = replace(self._parts.options, optimizer=tuning.optimizer, lr=tuning.lr, prompt_lr=None)
         # with mu, and nothing that is personal: all that is tuned is pulled to what was sent
         pulled = FedProx(FedProxSettings(mu=tuning.pull), Setting(clients=1, cohort=1))
         tuning = replace(tuning, constants=self._algorithm.setting.constants)
@@ -136,12 +131,12 @@ class Worker:
 
     def _training(self, round: int, rule: LocalRule, trains: Callable[[str], bool]) -> Training:
         return Training(
-            rule=sharpness_aware(rule, self._config.local.rho),
-            batch_size=self._config.local.batch_size,
+            rule=sharpness_aware(rule, self._parts.options.rho),
+            batch_size=self._parts.batch_size,
             trains=trains,
-            seed=self._config.seed,
+            seed=self._parts.seed,
             round=round,
-            domain_classes=self._domain_classes,
+            domain_classes=self._parts.domain_classes,
         )
 
     def predict(
@@ -153,7 +148,7 @@ class Worker:
         """
         examples = replace(examples, images=_here(images))
         model = self._model if self._service is None else self._served.asking(EVALUATION, request)
-        return predict(model, params, examples, self._config.local.batch_size, self._domain_classes)
+        return predict(model, params, examples, self._parts.batch_size, self._parts.domain_classes)
 
     def predict_client(
         self,

@@ -11,7 +11,7 @@ from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.vit import to_pixels
 from fedprompt.runtime import build
-from fedprompt.runtime.build import build_data
+from fedprompt.runtime.build import build_data, worker_parts
 from fedprompt.runtime.pool import public_split, service_here
 from fedprompt.runtime.worker import Worker
 from fedprompt.seeding import Stream, generator
@@ -67,13 +67,13 @@ def test_a_worker_with_a_service_never_loads_the_backbone(shared_runs, monkeypat
     data = build_data(config)
     service = service_here(config, data)
     monkeypatch.setattr(build, "create_backbone", lambda *_: pytest.fail("a worker loads the backbone"))
-    worker = Worker(config, len(data.class_names), data.domain_classes, 1, None, service)
+    worker = Worker(worker_parts(config, data), 1, None, service)
     facts = worker.facts()
     assert "_model" not in vars(worker)
     assert not facts.fusable
     assert facts.full_model_bytes > 10 * sum(v.numel() * 4 for v in facts.params.values())
     with pytest.raises(pytest.fail.Exception, match="loads the backbone"):
-        _ = Worker(config, len(data.class_names), data.domain_classes, 1, public_split(data))._model
+        _ = Worker(worker_parts(config, data), 1, public_split(data))._model
 
 
 def test_public_images_are_no_clients_own_and_depend_on_the_seed_alone(shared_runs):

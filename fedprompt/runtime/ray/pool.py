@@ -27,7 +27,7 @@ from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData, View
 from fedprompt.data.images import Handle, NotHere, SharedRows
 from fedprompt.models.params import Params
-from fedprompt.runtime.build import build_remote
+from fedprompt.runtime.build import build_remote, worker_parts
 from fedprompt.runtime.memory import check_memory
 from fedprompt.runtime.pool import (
     Key,
@@ -75,7 +75,7 @@ class RayPool:
             self._service = start_service(config, classes, public_split(data), places, at_once)
         # one copy for all, which has to be there still when one of them is started anew
         self._public = ray.put(public_split(data)) if needs_public(config) else None
-        arguments = (config, classes, data.domain_classes, threads, self._public, self._service)
+        arguments = (worker_parts(config, data), threads, self._public, self._service)
         self.workers = [
             ClientWorker.options(num_cpus=share["CPU"], num_gpus=share.get("GPU", 0), **options).remote(*arguments)
             for share in shares(config)

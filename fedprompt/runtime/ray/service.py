@@ -6,8 +6,8 @@ and takes its counts with it: the driver, which has them in its checkpoint, then
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,16 @@ REQUESTS_AT_ONCE = 1000  # that may wait: far more than there are workers
 class ServiceActor:
     """The service, whose requests are answered together where they come together."""
 
-    def __init__(self, config: Config, classes: int, public: Split, threads: int) -> None:
+    def __init__(self, make_scorer: Callable[[], Scorer], classes: int, budget: int | None, threads: int) -> None:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("high")
-        self._config, self._classes, self._public = config, classes, public
-        self._ledger = Ledger(config.blackbox.budget)
+        self._make_scorer, self._classes = make_scorer, classes
+        self._ledger = Ledger(budget)
 
     @cached_property
     def _scorer(self) -> Scorer:
         """Made when first asked for: only a method can fail in a way that tells the user why."""
-        return build_scorer(self._config, self._classes, self._public)
+        return self._make_scorer()
 
     @cached_property
     def _desk(self) -> Desk:
@@ -97,4 +97,5 @@ def start_service(config: Config, classes: int, public: Split, places: Placement
     where = PlacementGroupSchedulingStrategy(places, len(places.bundle_specs) - 1) if share else here
     options = {"num_cpus": 0, "num_gpus": share.get("GPU", 0), "max_concurrency": REQUESTS_AT_ONCE}
     actor = ray.remote(ServiceActor).options(scheduling_strategy=where, **options)
-    return RayService(actor.remote(config, classes, public, threads))
+    make_scorer = partial(build_scorer, config, classes, public)
+    return RayService(actor.remote(make_scorer, classes, config.blackbox.budget, threads))
