@@ -39,7 +39,7 @@ class PromptedModel:
             )
         self.backbone, self.head, self.classes = backbone, head, classes
         self.device = backbone.device
-        self._prototypes = prototypes  # [K, D], with head.kind = prototypes
+        self.prototypes = prototypes  # [K, D], with head.kind = prototypes
         self.kind = make_kind(backbone, prompt)
 
     def init(self, rng: np.random.Generator) -> Params:
@@ -53,8 +53,8 @@ class PromptedModel:
         features, penalty, selected = self.kind.features(params, batch)
         if self.head.input == "logits":
             features = self.backbone.logits(features)
-        if self._prototypes is not None:
-            logits = prototype_scores(features, self._prototypes, self.head.scale)
+        if self.prototypes is not None:
+            logits = prototype_scores(features, self.prototypes, self.head.scale)
         else:
             logits = batch.unpadded(apply_head(params, batch.padded(features), batch.keep))
         if batch.mask is not None:

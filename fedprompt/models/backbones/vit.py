@@ -52,8 +52,8 @@ class Backbone:
         self.prefix: int = vit.num_prefix_tokens  # the class token, and registers where there are any
         self.tokens_per_image: int = self.prefix + vit.patch_embed.num_patches
         config = vit.pretrained_cfg or {}
-        self._mean = torch.tensor(config.get("mean", (0.5, 0.5, 0.5)), device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(config.get("std", (0.5, 0.5, 0.5)), device=device).view(1, 3, 1, 1)
+        self.mean, self.std = ([float(x) for x in config.get(name, (0.5, 0.5, 0.5))] for name in ("mean", "std"))
+        self._mean, self._std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (self.mean, self.std))
         self._short_last_block = _is_plain(vit.blocks[-1])
 
     @property
