@@ -10,23 +10,24 @@ README.md              a model card: data, method, rounds, accuracy
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
 from fedprompt.api.models import Model
-from fedprompt.api.runs import Run
 from fedprompt.errors import InputError
 from fedprompt.runtime.folders.folders import check_free, mark
 from fedprompt.tracking.files import write_atomic
 
 FILES = ("trained.safetensors", "backbone.safetensors", "model.json", "config.yaml", "README.md")
 FORMAT = 1
+Record = dict[str, Any]
 
 
-def write(run: Run, model: Model, output: Path) -> None:
-    """Write a model of a run into the folder ``output``.
+def write(model: Model, records: Sequence[Record], result: Record | None, output: Path) -> None:
+    """Write a model into the folder ``output``, with what its run's metrics.jsonl and result.json say of it.
 
     Raises InputError where it cannot be exported, or a file of the user's is in the way.
     """
@@ -36,8 +37,8 @@ def write(run: Run, model: Model, output: Path) -> None:
     save_file({name: value.cpu().contiguous() for name, value in _trained(model).items()}, output / FILES[0])
     save_file({name: value.cpu().contiguous() for name, value in _backbone(model).items()}, output / FILES[1])
     write_atomic(output / "model.json", (json.dumps(description(model), indent=2) + "\n").encode())
-    write_atomic(output / "config.yaml", run.config.to_yaml().encode())
-    write_atomic(output / "README.md", card(run, model).encode())
+    write_atomic(output / "config.yaml", model.config.to_yaml().encode())
+    write_atomic(output / "README.md", card(model, records, result).encode())
 
 
 def _trained(model: Model) -> dict[str, Any]:
@@ -82,11 +83,10 @@ def description(model: Model) -> dict[str, Any]:
     }
 
 
-def card(run: Run, model: Model) -> str:
+def card(model: Model, records: Sequence[Record], result: Record | None) -> str:
     """A model card in Markdown."""
-    config, result = run.config, run.result
-    records = {record["round"]: record for record in run.records}
-    scores = records.get(model.round, {}).get("test")
+    config = model.config
+    scores = {record["round"]: record for record in records}.get(model.round, {}).get("test")
     whose = "global model" if model.client is None else f"personal model of client {model.client}"
     facts = [
         ("method", config.algorithm.name),

@@ -97,7 +97,7 @@ class Run:
         from fedprompt.api.exporting import write
 
         model = self.model(round, client)
-        write(self, model, Path(output))
+        write(model, self.records, self.result, Path(output))
         return model
 
     def _checkpoint(self, round: int | str) -> Any:
