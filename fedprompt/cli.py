@@ -6,18 +6,17 @@ import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fedprompt import __version__
-from fedprompt.benchmarks import BENCHMARKS, check_json
 from fedprompt.config.parsing import load
 from fedprompt.errors import InputError, RunFailed, did_you_mean
 from fedprompt.failure import told_in_one_line
 from fedprompt.interrupts import terminated_as_interrupt, undisturbed
+from fedprompt.programs import BENCHMARKS, PROGRAMS, STUDIES
 from fedprompt.terminal import INTERRUPTED, fail, follow, stoppable
 from fedprompt.wording import counted
 
@@ -332,17 +331,16 @@ def report(folders: tuple[Path, ...], output: Path | None, tsne: bool) -> None:
 
 @_command
 @click.argument("name", metavar="NAME")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers here too.")
-@click.option("--quick", is_flag=True, help="A smaller version that shows that it works.")
-def bench(name: str, json_path: Path | None, quick: bool) -> None:
-    """Run a measured comparison by its name."""
-    if name not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        raise InputError(f"bench: unknown benchmark '{name}'{did_you_mean(name, BENCHMARKS)}; allowed: {known}")
-    check_json(json_path)
-    benchmark = import_module(f"fedprompt.benchmarks.{name}")
-    with terminated_as_interrupt():
-        benchmark.main(json_path, quick=quick)
+def bench(name: str) -> None:
+    """Tell how a study or a benchmark is run: both are programs of the repository."""
+    if name not in PROGRAMS:
+        known = ", ".join(PROGRAMS)
+        raise InputError(f"bench: unknown program '{name}'{did_you_mean(name, PROGRAMS)}; allowed: {known}")
+    click.echo(PROGRAMS[name])
+    click.echo("in the folder of the repository; --quick is a smaller version, --json FILE keeps the numbers", err=True)
 
 
-bench.epilog = "\b\nNAME:\n" + "\n".join(f"  {name:<15}{about}" for name, about in BENCHMARKS.items())
+bench.epilog = "\n\n".join(
+    f"\b\n{kind}:\n" + "\n".join(f"  {name:<15}{about}" for name, about in programs.items())
+    for kind, programs in (("Studies", STUDIES), ("Benchmarks", BENCHMARKS))
+)

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from fedprompt.benchmarks.processes import Job, family
+from benchmarks.processes import Job, family
 from fedprompt.cli import main
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedprompt.benchmarks import many_runs
 from fedprompt.client.examples import Examples
 from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch, groups_of
@@ -18,6 +17,7 @@ from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.weights.timm_import import import_timm
+from studies import many_runs
 
 # Files whose tests take minutes, because they start many processes.
 LONG = {

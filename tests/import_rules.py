@@ -16,7 +16,19 @@ from pathlib import Path
 # Rooms from the lowest to the highest. A module belongs to the longest entry that its name begins with, and may import
 # its own level and those above it in this list.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("allocation", "errors", "failure", "files", "interrupts", "outlets", "registry", "seeding", "texts", "wording"),
+    (
+        "allocation",
+        "errors",
+        "failure",
+        "files",
+        "interrupts",
+        "outlets",
+        "programs",
+        "registry",
+        "seeding",
+        "texts",
+        "wording",
+    ),
     ("config.paths", "config.schema", "config.settings", "config.yaml_text"),
     ("data", "models"),
     ("blackbox",),
@@ -38,7 +50,6 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 RAY_ROOMS = ("runtime.ray", "sweeps")
 LARGEST_SHARE = 0.15  # of the package's lines, in one folder's own files
 LARGE_FOLDERS = ("algorithms",)  # one file per method, however many there are
-MOVED_OUT = ("benchmarks",)  # rooms that leave the package; as if they were gone
 
 
 @dataclass(frozen=True)
@@ -59,8 +70,7 @@ def modules(package: Path) -> dict[str, Path]:
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if not _is_in(name, MOVED_OUT):
-            found[name] = path
+        found[name] = path
     return found
 
 
@@ -68,10 +78,9 @@ def imports(package: Path) -> list[Import]:
     """Every import in a package's files, of its own modules and of other packages."""
     files = modules(package)
     return [
-        Import(module, target, line)
+        Import(module, _target(name, package.name, files), line)
         for module, path in files.items()
         for name, line in _imported_names(path, package)
-        if not _is_in(target := _target(name, package.name, files), MOVED_OUT)
     ]
 
 
@@ -144,7 +153,7 @@ def _target(name: str, package: str, files: Mapping[str, Path]) -> str:
     top, _, inside = name.partition(".")
     if top != package:
         return f":{top}"
-    while inside and inside not in files and not _is_in(inside, MOVED_OUT):
+    while inside and inside not in files:
         inside = inside.rpartition(".")[0]
     return inside
 

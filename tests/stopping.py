@@ -25,8 +25,8 @@ from typing import IO, Any
 
 from tiny import TINY
 
+from benchmarks.processes import alive, family
 from fedprompt.__main__ import main
-from fedprompt.benchmarks.processes import alive, family
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 PATTERNS = {"INT": (INT,), "INT+INT": (INT, INT), "TERM": (TERM,), "TERM+TERM": (TERM, TERM), "HUP": (HUP,)}

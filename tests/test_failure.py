@@ -11,7 +11,6 @@ from commands import cli
 from tiny import TINY
 
 from fedprompt.algorithms import registry
-from fedprompt.benchmarks import aggregation
 from fedprompt.config.parsing import load
 from fedprompt.failure import told, told_in_one_line
 from fedprompt.models.weights import named as weights
@@ -51,7 +50,6 @@ COMMANDS = {
     "sweep": (["sweep", "sweep.yaml"], sweep, "connected", "seed: 3"),
     "personalize": (["personalize", "RUN", "--local", "--output", "out"], personalize, "personalize", "fedavg"),
     "report": (["report", "RUN", "--output", "out"], report, "find", "fedprompt report"),
-    "bench": (["bench", "aggregation"], aggregation, "main", "fedprompt bench aggregation"),
     "serve": (["serve", *FAST, "algorithm.name=fedbbpt"], http_service, "opened", "algorithm:"),
 }
 

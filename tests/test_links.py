@@ -1,12 +1,10 @@
 """README and the pages in docs/ point at what is there: files, pictures, and headings of pages."""
 
 import re
-from pathlib import Path
 
 import pytest
+from pages import PAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHANGELOG = ROOT / "CHANGELOG.md"  # whose headings repeat from version to version
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -30,7 +28,7 @@ def links(page):
     return [link for link in LINK.findall(prose(page)) if not link.startswith(("http://", "https://"))]
 
 
-@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_and_picture_of_a_page_is_there(page):
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -40,7 +38,7 @@ def test_every_link_and_picture_of_a_page_is_there(page):
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_headings_of_a_page_differ_so_that_each_has_an_anchor(page):
     assert len(set(anchors(page))) == len(anchors(page))
 
@@ -53,7 +51,7 @@ def test_every_page_and_picture_is_reached_from_readme():
             reached.add(page)
             if page.suffix == ".md":
                 to_read += [(page.parent / link.partition("#")[0]).resolve() for link in links(page) if link[0] != "#"]
-    shown = {*PAGES, CHANGELOG, *(ROOT / "docs").rglob("*.png")}
+    shown = {*PAGES, CHANGELOG, *(path for room in ("docs", "studies") for path in (ROOT / room).rglob("*.png"))}
     assert {path.relative_to(ROOT) for path in shown - reached} == set()
 
 

@@ -1,4 +1,4 @@
-"""Tables on the pages say what the files in docs/results say: no number is stale or mistyped."""
+"""Tables on the pages say what the files of results say: no number is stale or mistyped."""
 
 import json
 import re
@@ -7,13 +7,15 @@ from statistics import median
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
 SCALES = (1, 100, 1e-3, 1e-6)  # as it is, in percent, from micro- to milliseconds, from bytes to MB
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])")
 
 
-PAGE = (DOCS / "performance.md").read_text(encoding="utf-8")
-MEASURED = [path for path in sorted((DOCS / "results").glob("*.json")) if f"\n## {path.stem.title()}\n" in PAGE]
+PAGE = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+PAGE += "".join(f"\n#{(ROOT / 'studies' / name / 'README.md').read_text('utf-8')}" for name in ("layers", "recovery"))
+RESULTS = sorted([*ROOT.glob("benchmarks/results/*.json"), *ROOT.glob("studies/*/results/*.json")])
+MEASURED = [path for path in RESULTS if f"\n## {path.stem.title()}\n" in PAGE]
 
 
 def rows(name):
@@ -54,7 +56,7 @@ def test_tables_are_made_of_what_was_measured(path):
             assert is_rounded(shown, [*numbers, 1]), f"{shown} in: {row}"
 
 
-STUDIES = {"blackbox": "blackbox", "decentralized": "graphs", "personalization": "profit"}  # page: results
+STUDIES = ("blackbox", "graphs", "profit")
 SPREAD = re.compile(r"[−-]?\d+\.\d+ ± \d+\.\d+")
 
 
@@ -63,10 +65,11 @@ def spreads(text):
     return {found.replace("−", "-") for found in SPREAD.findall(text)}
 
 
-@pytest.mark.parametrize(("page", "results"), STUDIES.items())
-def test_means_over_seeds_are_those_that_were_measured(page, results):
-    shown = spreads((DOCS / f"{page}.md").read_text(encoding="utf-8"))
-    rows = json.loads((DOCS / "results" / f"{results}.json").read_text())["rows"]
+@pytest.mark.parametrize("study", STUDIES)
+def test_means_over_seeds_are_those_that_were_measured(study):
+    folder = ROOT / "studies" / study
+    shown = spreads((folder / "README.md").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "results" / f"{study}.json").read_text())["rows"]
     assert shown
     assert shown <= spreads(json.dumps(rows, ensure_ascii=False))
 

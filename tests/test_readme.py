@@ -3,21 +3,20 @@
 import json
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import PAGES, ROOT
 from PIL import Image
 from tiny import TINY_MODEL
 
 from fedprompt.algorithms import registry
 from fedprompt.cli import main
 from fedprompt.data import registry as data_sets
+from fedprompt.programs import PROGRAMS
 from fedprompt.sweeps.space import expand
 from fedprompt.sweeps.sweep_file import read
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 ONE_ROUND = [*TINY_MODEL, "federation.rounds=1"]
 
@@ -147,16 +146,14 @@ def test_the_backbone_that_is_shown_runs(folder):
 
 
 def test_methods_and_benchmarks_that_exist_are_on_a_page():
-    from fedprompt.benchmarks import BENCHMARKS
-
     readme, methods = (ROOT / "README.md").read_text("utf-8"), (ROOT / "docs/methods.md").read_text("utf-8")
     sections = re.findall(r"^#.*$", methods, flags=re.MULTILINE)
     sections = {word for line in sections for word in line.lower().split()}
     for method in registry.available():
         assert f"| `{method.name}` |" in readme
         assert method.name in sections or f"| `{method.name}` |" in methods
-    for name in BENCHMARKS:
-        assert f"fedprompt bench {name}" in TEXT
+    for command in PROGRAMS.values():
+        assert command in TEXT
 
 
 def test_the_settings_of_every_method_are_on_the_page_about_methods():

@@ -15,8 +15,8 @@ from fedprompt.algorithms.pfpt import evidence
 from fedprompt.algorithms.pfpt import generative_model as model
 from fedprompt.algorithms.pfpt.evidence import matching_weights
 from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, aggregate_sets, match, start
-from fedprompt.benchmarks import recovery
 from fedprompt.errors import InputError
+from studies.recovery import program as recovery
 
 PRIORS = ("odds", "reference", "none")
 CLIENTS, PROMPTS, WIDTH, HIDDEN = 3, 2, 5, 4

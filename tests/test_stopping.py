@@ -11,7 +11,7 @@ import pytest
 import stopping
 from stopping import HUP, INT, KILL, PATTERNS, TERM
 
-from fedprompt.benchmarks.processes import alive, family
+from benchmarks.processes import alive, family
 
 SIGNALS = {"INT": INT, "TERM": TERM, "HUP": HUP}
 

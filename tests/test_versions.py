@@ -4,11 +4,9 @@ import ast
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from pages import PAGES, ROOT
 
 
 def minima():
@@ -110,10 +108,7 @@ def test_private_names_are_found_however_they_are_imported(tmp_path):
     assert found == {"timm.layers._a", "ray._private.services", "torch._C", "torch.nn.functional._b", "ray._raylet"}
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_pages_get_timm_in_the_way_that_works_with_every_torchvision(page):
     for code in re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         assert not re.search(r"^\s*(import|from) timm\b", code, re.MULTILINE)

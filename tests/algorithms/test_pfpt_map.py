@@ -22,10 +22,10 @@ from fedprompt.algorithms.pfpt.map_aggregation import (
     rematched,
 )
 from fedprompt.algorithms.pfpt.set_aggregation import GenerativeSettings, aggregate_sets
-from fedprompt.benchmarks.recovery import Planted, pair_agreement
 from fedprompt.client.tasks import Update
 from fedprompt.errors import InputError
 from fedprompt.models.params import weighted_mean
+from studies.recovery.program import Planted, pair_agreement
 
 PROMPTS, WIDTH, SCALE = 8, 96, 0.05
 EXACT = 1e12  # evidence that tempers nothing

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 
-from fedprompt.benchmarks.processes import family
+from benchmarks.processes import family
 
 # A method of every service of Ray's, written where anything can be written.
 METHODS = (

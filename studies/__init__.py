@@ -1,0 +1,1 @@
+"""Scientific experiments, one folder each: program, results, figure, page."""

@@ -1,0 +1,1 @@
+"""Study: all methods on the same clients, data and budget, with one search of rates; resumes."""

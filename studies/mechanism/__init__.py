@@ -1,0 +1,1 @@
+"""Study: PFPT's server step taken apart, on the prompt sets of a real federation."""

@@ -1,0 +1,1 @@
+"""Study: the personalization and robustness curve: learning rates, interpolation, client optimizers; resumes."""

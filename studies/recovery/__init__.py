@@ -1,0 +1,1 @@
+"""Study: how well the set aggregation finds planted correspondences, by scale, noise, schedule and prior."""
