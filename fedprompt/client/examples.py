@@ -1,7 +1,7 @@
 """A client's (or a test shard's) samples, with everything that the frozen backbone can say about them beforehand.
 
-Images stay uint8 at their native size. Query features, and the tokens before the lowest block that a trained tensor
-touches, depend on nothing that is trained, so they are computed once per image.
+Inputs stay as they are (images uint8 at their native size). Query features, and the tokens before the lowest block that a trained tensor
+touches, depend on nothing that is trained, so they are computed once per sample.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch, Output
 from fedprompt.models.heads.classifier import HeadOptions, apply_head, init_head
 from fedprompt.models.heads.prototypes import prototype_scores

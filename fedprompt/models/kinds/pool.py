@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,
     PromptOptions,
-    insert,
     kind,
     layer_within,
     query_of,
@@ -55,8 +54,9 @@ class PromptPool:
         chosen = self._choose(similarity.detach(), batch)  # [M, k]
         rows = batch.group[:, None] * pool.shape[1] + chosen  # of the pools, one after the other
         prompts = pool.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1)  # [M, k, D]
-        tokens = insert(prompts, tokens_before(self.backbone, self.layer, batch))
-        features = self.backbone.class_feature(tokens, self.layer)
+        tokens = tokens_before(self.backbone, self.layer, batch)
+        tokens = tokens.with_prompts(prompts, self.backbone.prompt_position)
+        features = self.backbone.features_from(tokens, self.layer)
         penalty = self.options.similarity * batch.group_mean(similarity.gather(1, chosen).sum(1))
         selected = torch.zeros(pool.shape[:2], dtype=torch.bool, device=pool.device)
         selected[batch.group[:, None].expand_as(chosen), chosen] = True
