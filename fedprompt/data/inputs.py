@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class Inputs(Protocol):
         """Put several of one class and shape one after the other."""
 
 
+@runtime_checkable
 class Shared(Protocol):
     """Inputs on their way to another process of this host."""
 
@@ -61,7 +62,7 @@ class Hash(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageInputs:
-    """Images uint8 [N, H, W, channels (1 or 3)], in memory or mapped; all of them, or those at ``indices`` (int [n])."""
+    """Images uint8 [N, H, W, 1 or 3], in memory or mapped; all of them, or those at ``indices`` (int [n])."""
 
     array: np.ndarray
     indices: np.ndarray | None = None

@@ -14,7 +14,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-Arrays = tuple[Tensor, ...]  # a batch of inputs as ``Inputs.arrays`` gives them, samples first: images are one tensor
+# a batch of inputs as ``Inputs.arrays`` gives them, samples first: images are one tensor
+InputTensors = tuple[Tensor, ...]
 Hook = Callable[[Tensor], Tensor]
 
 AT_ONCE = 64  # samples that are embedded together: as floats, images take four times their bytes
@@ -88,7 +89,7 @@ class Backbone(Protocol):
     def bytes(self) -> int:
         """Size of ``weights``."""
 
-    def embed(self, inputs: Arrays) -> Tokens:
+    def embed(self, inputs: InputTensors) -> Tokens:
         """Turn a batch of inputs into tokens before block 0."""
 
     def run(self, tokens: Tokens, first: int, last: int) -> Tokens:
@@ -151,12 +152,12 @@ class Hollow(nn.Module):
         return self._backbone.features_from(self._backbone.embed(inputs), 0)
 
 
-def in_chunks(inputs: Arrays) -> Iterable[Arrays]:
+def in_chunks(inputs: InputTensors) -> Iterable[InputTensors]:
     """A batch of inputs, a few at a time."""
     return zip(*(array.split(AT_ONCE) for array in inputs), strict=True)
 
 
 @torch.no_grad()
-def features_of(backbone: Backbone, inputs: Arrays) -> Tensor:
+def features_of(backbone: Backbone, inputs: InputTensors) -> Tensor:
     """Features [M, D] of inputs without prompts, computed a few at a time."""
     return torch.cat([backbone.features_from(backbone.embed(chunk), 0) for chunk in in_chunks(inputs)])

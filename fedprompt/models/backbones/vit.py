@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedprompt.models.backbones.base import AT_ONCE, Arrays, Change, Hollow, Tokens
+from fedprompt.models.backbones.base import AT_ONCE, Change, Hollow, InputTensors, Tokens
 from fedprompt.models.backbones.blocks import UNCHANGED, is_plain, projection_widths, run_block
 from fedprompt.models.backbones.families import Positions, embedded, is_beit, is_distilled, is_eva
 from fedprompt.models.linear import freeze_linears
@@ -80,7 +80,7 @@ class ViT:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast)
 
-    def embed(self, inputs: Arrays) -> Tokens:
+    def embed(self, inputs: InputTensors) -> Tokens:
         """Turn uint8 images [M, H, W, 1 or 3] into tokens [M, T, D]: class token, registers, patches, positions."""
         (images,) = inputs
         pixels = (to_pixels(x.to(self.device), self.image_size, self.crop) for x in images.split(AT_ONCE))

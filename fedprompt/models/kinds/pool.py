@@ -17,7 +17,7 @@ from fedprompt.models.kinds.base import (
     query_of,
     tokens_before,
 )
-from fedprompt.models.kinds.start import draw_prompts
+from fedprompt.models.kinds.start import check_start, draw_prompts
 from fedprompt.models.params import Params
 
 
@@ -39,6 +39,7 @@ class PromptPool:
 
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.options, self.layer = backbone, options, layer_within(backbone, options)
+        check_start(backbone, options)
 
     def init(self, rng: np.random.Generator) -> Params:
         width = self.backbone.width

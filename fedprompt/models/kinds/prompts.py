@@ -16,7 +16,7 @@ from fedprompt.models.kinds.base import (
     query_of,
     tokens_before,
 )
-from fedprompt.models.kinds.start import draw_prompts
+from fedprompt.models.kinds.start import check_start, draw_prompts
 from fedprompt.models.params import Params
 
 
@@ -48,6 +48,7 @@ class ShallowPrompt:
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.options = backbone, options
         self.layer, self.length = layer_within(backbone, options), options.length
+        check_start(backbone, options)
 
     def init(self, rng: np.random.Generator) -> Params:
         return {"prompt": draw_prompts(rng, self.length, self.layer, self.backbone, self.options)}
@@ -69,6 +70,7 @@ class DeepPrompt:
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.options = backbone, options
         self.layer, self.length = layer_within(backbone, options), options.length
+        check_start(backbone, options)
 
     def init(self, rng: np.random.Generator) -> Params:
         blocks = range(self.layer, self.backbone.depth)

@@ -6,8 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprompt.errors import InputError
 from fedprompt.models.backbones.base import Backbone, Tokens, in_chunks
 from fedprompt.models.kinds.base import PromptOptions
+
+
+def check_start(backbone: Backbone, options: PromptOptions) -> None:
+    """Raise InputError where prompts are to be drawn like class tokens, and this backbone has none."""
+    if options.init == "class" and not backbone.prompt_position:
+        raise InputError(
+            "prompt.init: 'class' needs a class token, and this backbone (backbone.name) has none; allowed: uniform, "
+            "patches"
+        )
 
 
 def draw_prompts(

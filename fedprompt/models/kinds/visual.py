@@ -27,8 +27,8 @@ class VisualPrompt:
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         if not isinstance(backbone, ImageBackbone):
             raise InputError(
-                "prompt.kind: 'visual' is added to images, and this backbone (backbone.name) takes none; allowed: none, "
-                "prompt, deep, pool, adapter, lora, full"
+                "prompt.kind: 'visual' is added to images, and this backbone (backbone.name) takes none; allowed: "
+                "none, prompt, deep, pool, adapter, lora, full"
             )
         self.backbone, self.options = backbone, options
 
