@@ -30,7 +30,7 @@ def test_round_0_is_the_service_without_any_prompt(black, shared_runs):
     config = shared_runs.config(BLACK)
     data = build_data(config)
     service, test = service_here(config, data), data.test.take(np.arange(len(data.test)))
-    pixels = to_pixels(torch.from_numpy(test.images), 32, 1.0).expand(-1, 3, -1, -1).numpy()
+    pixels = to_pixels(torch.from_numpy(test.inputs.array), 32, 1.0).expand(-1, 3, -1, -1).numpy()
     predicted = service.scores(0, pixels, (1,)).argmax(1)
     assert black[0]["test"]["accuracy"] == pytest.approx((predicted == test.labels).mean())
 

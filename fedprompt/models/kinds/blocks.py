@@ -31,7 +31,7 @@ class _ChangedBlocks:
         if not backbone.changeable_from(self.layer):
             raise InputError(
                 f"prompt.kind: '{options.kind}' needs plain pre-norm blocks, and this backbone (backbone.name) "
-                "has others; allowed: none, prompt, deep, pool, full"
+                "has others; allowed: none, prompt, deep, pool, visual, full"
             )
 
     def init(self, rng: np.random.Generator) -> Params:
