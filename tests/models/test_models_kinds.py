@@ -126,12 +126,12 @@ def test_prompts_start_uniform_in_the_published_bounds(make_model, kind):
 @pytest.mark.parametrize(("init", "which"), [("patches", slice(3, None)), ("class", slice(0, 1))])
 def test_prompts_can_start_like_the_tokens_that_they_will_stand_among(make_vit, images, kind, init, which):
     backbone = ViT(make_vit(reg_tokens=2), 28)  # registers are neither
-    options = PromptOptions(kind, length=4000, pool_size=4000, layer=1, init=init, public=images.numpy())
+    options = PromptOptions(kind, length=4000, pool_size=4000, layer=1, init=init, public=(images.numpy(),))
     params = PromptedModel(backbone, options, HeadOptions(hidden=16), 5).init(np.random.default_rng(0))
     prompts = params[kind] if kind == "deep" else params[kind][None]  # [blocks, n, D]
-    tokens = backbone.embed((images,)).values
+    tokens = backbone.embed((images,))
     for block, drawn_there in enumerate(prompts, start=1):
-        there = backbone.run(tokens, 0, block)[:, which].flatten(0, 1)
+        there = backbone.run(tokens, 0, block).values[:, which].flatten(0, 1)
         spread = there.std(0, correction=0)
         assert spread.min() > 0
         torch.testing.assert_close(drawn_there.mean(0) / spread, there.mean(0) / spread, atol=0.08, rtol=0)
