@@ -25,7 +25,6 @@ from fedprompt.models.backbones.compiled import compile_blocks
 from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
-from fedprompt.models.kinds.base import insert
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.weights.named import create_backbone
 
@@ -101,7 +100,7 @@ def test_the_count_of_operations_is_torchs_own(make_vit, monkeypatch):
     images = torch.zeros(2, 28, 28, 3, dtype=torch.uint8)
     prompts = torch.randn(2, 5, 64, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # math: plain products, all counted
-        backbone.class_feature(insert(prompts, backbone.embed(images)), 0).sum().backward()
+        backbone.features_from(backbone.embed((images,)).with_prompts(prompts, 1), 0).sum().backward()
     assert 2 * gpu.flops_per_image(backbone, 5) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 

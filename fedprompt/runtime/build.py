@@ -130,11 +130,18 @@ def build_prototypes(config: Config, backbone: Backbone, classes: int, public: S
     head = head_options(config)
     width = head_width(backbone, head)
     if config.head.embeddings is not None:
-        return read_embeddings(config.head.embeddings, classes, width).to(backbone.device)
+        return read_embeddings(config.head.embeddings, classes, width, _other_width(backbone, head)).to(backbone.device)
     assert public is not None, "config.public_shots is positive for prototypes without a file"
     with torch.no_grad():
         read = head_inputs(backbone, head, features_of(backbone, tensors(public.inputs)))
     return class_means(read, torch.from_numpy(public.labels).to(read.device), classes)
+
+
+def _other_width(backbone: Backbone, head: HeadOptions) -> str:
+    """What embeddings of the other width would need, for a message: those of texts lie in the joint space."""
+    if head.input == "logits":
+        return f"; head.input=features reads {backbone.width}"
+    return f"; head.input=logits reads {backbone.classes}" if backbone.classes else ""
 
 
 def build_remote(config: Config, classes: int) -> HttpService:

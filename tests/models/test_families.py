@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedprompt.blackbox.service import Scorer
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.base import Change, Tokens
 from fedprompt.models.backbones.blocks import is_plain, run_block
@@ -331,3 +332,31 @@ def test_short_last_block_is_used_wherever_a_class_token_is_read(monkeypatch):
         whole = run_block(vit.blocks[-1], tokens, position=position)
         short = run_block(vit.blocks[-1], tokens, position=position, class_token_only=True)
         torch.testing.assert_close(short, whole[:, :1], atol=1e-5, rtol=1e-4)
+
+
+# --- CLIP's joint space -------------------------------------------------------------------------------------------
+
+
+def joint(head: HeadOptions, prototypes: Tensor) -> PromptedModel:
+    return PromptedModel(
+        made("vit_base_patch32_clip_224.openai"), PromptOptions("visual", channels=4), head, 3, prototypes
+    )
+
+
+def test_texts_of_the_joint_space_classify_images(make_batch):
+    clip, images = made("vit_base_patch32_clip_224.openai"), pictures()
+    assert (clip.width, clip.classes) == (64, 512)
+    places = clip.vit.head(pre_logits(clip, images))  # where the images lie
+    texts = places[[2, 0, 1]] * torch.tensor([[2.0], [0.5], [1.0]])
+    head = HeadOptions("prototypes", input="logits", scale=100.0)
+    model = joint(head, texts)
+    params = stack([model.init(np.random.default_rng(0))])
+    batch = make_batch((3,), images=images)
+    with torch.no_grad():
+        logits = model.forward(params, batch).logits
+        cosines = nn.functional.cosine_similarity(places[:, None], texts[None], dim=-1)
+    torch.testing.assert_close(logits, 100 * cosines, atol=1e-2, rtol=1e-4)
+    assert logits.argmax(1).tolist() == [1, 2, 0]
+    pixels = to_pixels(images, clip.image_size, 1.0)
+    served = Scorer(clip, texts, head)(pixels.numpy())
+    torch.testing.assert_close(torch.from_numpy(served), logits.log_softmax(1), atol=1e-2, rtol=1e-3)
