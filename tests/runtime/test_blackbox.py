@@ -66,7 +66,7 @@ def test_a_worker_with_a_service_never_loads_the_backbone(shared_runs, monkeypat
     config = shared_runs.config(BLACK)
     data = build_data(config)
     service = service_here(config, data)
-    monkeypatch.setattr(build, "create_backbone", lambda *_: pytest.fail("a worker loads the backbone"))
+    monkeypatch.setattr(build, "load_backbone", lambda *_, **__: pytest.fail("a worker loads the backbone"))
     worker = Worker(config, len(data.class_names), data.domain_classes, 1, None, service)
     facts = worker.facts()
     assert "_model" not in vars(worker)
