@@ -147,6 +147,7 @@ def _install(handler: Handler) -> dict[int, signal.Handlers | Handler | int | No
     if threading.current_thread() is not threading.main_thread():
         return {}  # signals are the main thread's
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    heeded: dict[int, signal.Handlers | Handler | int | None]
     heeded = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in heeded:
         signal.signal(number, handler)

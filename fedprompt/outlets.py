@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import sys
+from typing import Any, TextIO, cast
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell reports of any program whose reader has left
 
@@ -24,7 +25,7 @@ class Outlet(io.FileIO):
         super().__init__(number, "w", closefd=False)
         self._number, self.silent = number, silent
 
-    def write(self, data: bytes) -> int | None:
+    def write(self, data: Any, /) -> int:
         """Write, or raise SystemExit with the exit code that belongs to the failure."""
         try:
             return super().write(data)
@@ -70,9 +71,8 @@ def _discard(number: int) -> None:
         os.close(nowhere)
 
 
-def _stream(number: int, before: io.TextIOWrapper | None, silent: bool) -> io.TextIOWrapper:
+def _stream(number: int, before: TextIO | None, silent: bool) -> io.TextIOWrapper:
     encoding = "utf-8" if before is None else before.encoding
     at_once = number == 2 or os.isatty(number)
-    return io.TextIOWrapper(
-        io.BufferedWriter(Outlet(number, silent)), encoding, errors="replace", line_buffering=at_once
-    )
+    outlet = io.BufferedWriter(cast(io.RawIOBase, Outlet(number, silent)))
+    return io.TextIOWrapper(outlet, encoding, errors="replace", line_buffering=at_once)

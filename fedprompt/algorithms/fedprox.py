@@ -53,7 +53,8 @@ class FedProx(FedAvg):
 
     def penalty(self, away: Params, opens_epoch: Tensor) -> Tensor:
         """The proximal term [C] for params that are ``away`` = w − w^t from their start."""
-        square = sum(a.square().flatten(1).sum(1) for name, a in away.items() if not self.is_personal(name))
+        squares = [a.square().flatten(1).sum(1) for name, a in away.items() if not self.is_personal(name)]
+        square = sum(squares, torch.zeros(len(opens_epoch), device=opens_epoch.device))
         if self.settings.form == "paper":
             return self.settings.mu / 2 * square
         return self.settings.mu / 2 * square.sqrt() * ~opens_epoch

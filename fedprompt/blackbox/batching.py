@@ -19,8 +19,8 @@ class Batcher:
 
     def __init__(self, scorer: Callable[[np.ndarray], np.ndarray]) -> None:
         self._scorer = scorer
-        self._waiting: list[tuple[np.ndarray, asyncio.Future]] = []
-        self._serving: asyncio.Task | None = None
+        self._waiting: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
+        self._serving: asyncio.Task[None] | None = None
 
     async def scores(self, images: np.ndarray) -> np.ndarray:
         """Scores [n, K] of one request's images."""
@@ -47,7 +47,7 @@ class Batcher:
                     answer.set_result(own)
         self._serving = None
 
-    def _next(self) -> list[tuple[np.ndarray, asyncio.Future]]:
+    def _next(self) -> list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]:
         """Take the requests that came first, as many as go into one batch, and at least one."""
         count, images = 1, len(self._waiting[0][0])
         while count < len(self._waiting) and images + len(self._waiting[count][0]) <= AT_ONCE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def from_npy(data: bytes | bytearray) -> np.ndarray:
     return np.frombuffer(data, FLOAT32, offset=start).reshape(shape)
 
 
-def _header(data: bytes | bytearray) -> tuple[object, object, object, int]:
+def _header(data: bytes | bytearray) -> tuple[Any, Any, Any, int]:
     """Return ``descr``, ``fortran_order`` and ``shape`` as they stand there, and where the array's own bytes begin."""
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError("no .npy file; allowed: the bytes that numpy.save writes of a float32 array")

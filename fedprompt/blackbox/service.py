@@ -103,7 +103,7 @@ class Ledger:
 
 def digest(images: np.ndarray) -> bytes:
     """What identifies the content of a request: equal for equal images alone."""
-    return hashlib.blake2b(memoryview(np.ascontiguousarray(images)).cast("B"), digest_size=32).digest()
+    return hashlib.blake2b(np.ascontiguousarray(images).data.cast("B"), digest_size=32).digest()
 
 
 def is_answerable(images: np.ndarray) -> bool:

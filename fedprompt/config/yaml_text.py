@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
@@ -30,10 +30,17 @@ _INFINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _OPENING = {"[": list, "{": dict, '"': str, "'": str}  # what an override may begin with that is no plain scalar
 
 
+class Mark(Protocol):
+    """A place in a text, counted from 0."""
+
+    line: int
+    column: int
+
+
 class NotRead(ValueError):
     """Text that is no YAML of ours. ``problem``: what is wrong; the error's own text says where, too."""
 
-    def __init__(self, problem: str, mark: yaml.Mark | None = None) -> None:
+    def __init__(self, problem: str, mark: Mark | None = None) -> None:
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
         super().__init__(f"{problem}{place}")
         self.problem = problem
@@ -126,9 +133,9 @@ class _Builder:
 
     def add(self, event: yaml.Event) -> None:
         """Take the next event. Raises NotRead for what is not allowed."""
-        mark = event.start_mark
-        if getattr(event, "tag", None) is not None:
-            raise NotRead(f"the tag {shown(event.tag)}; allowed: values without tags", mark)
+        mark: Any = event.start_mark
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise NotRead(f"the tag {shown(tag)}; allowed: values without tags", mark)
         match event:
             case yaml.DocumentStartEvent():
                 self._documents += 1
@@ -136,7 +143,7 @@ class _Builder:
                     raise NotRead("a second document; allowed: one", mark)
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
                 self._grow(size=1, height=1, mark=mark)
-                value = {} if isinstance(event, yaml.MappingStartEvent) else []
+                value: dict[str, Any] | list[Any] = {} if isinstance(event, yaml.MappingStartEvent) else []
                 self._open.append(_Collection(value, event.anchor, mark))
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
                 closed = self._open.pop()
@@ -153,14 +160,14 @@ class _Builder:
                 is_key = bool(self._open) and self._open[-1].expects_key
                 self._put(_Done(event.value if is_key else _meaning(event), 1, 0), event.anchor, mark)
 
-    def _grow(self, size: int, height: int, mark: yaml.Mark) -> None:
+    def _grow(self, size: int, height: int, mark: Mark) -> None:
         self._values += size
         if self._values > MAX_VALUES:
             raise NotRead(f"more than {MAX_VALUES:,} values, with all aliases written out", mark)
         if len(self._open) + height > MAX_DEPTH:
             raise NotRead(f"more than {MAX_DEPTH} lists or mappings in each other", mark)
 
-    def _put(self, done: _Done, anchor: str | None, mark: yaml.Mark) -> None:
+    def _put(self, done: _Done, anchor: str | None, mark: Mark) -> None:
         if anchor is not None:
             self._anchors[anchor] = done
         if self._open:
@@ -172,7 +179,7 @@ class _Builder:
 class _Collection:
     """A list or a mapping whose end has not been read."""
 
-    def __init__(self, value: dict | list, anchor: str | None, mark: yaml.Mark) -> None:
+    def __init__(self, value: dict[str, Any] | list[Any], anchor: str | None, mark: Mark) -> None:
         self.value, self.anchor, self.mark = value, anchor, mark
         self.size = self.height = 1
         self._key: str | None = None
@@ -182,7 +189,7 @@ class _Collection:
         """Whether the next element is a key, which is a text whatever it looks like."""
         return isinstance(self.value, dict) and self._key is None
 
-    def put(self, done: _Done, mark: yaml.Mark) -> None:
+    def put(self, done: _Done, mark: Mark) -> None:
         """Add an element; to a mapping, keys and values in turn."""
         self.size += done.size
         self.height = max(self.height, done.height + 1)
@@ -190,11 +197,11 @@ class _Collection:
             self.value.append(done.value)
         elif self.expects_key:
             self._key = self._checked_key(done.value, mark)
-        else:
+        elif self._key is not None:
             self.value[self._key] = done.value
             self._key = None
 
-    def _checked_key(self, key: Any, mark: yaml.Mark) -> str:
+    def _checked_key(self, key: Any, mark: Mark) -> str:
         if not isinstance(key, str):
             raise NotRead(f"the key {shown(key)} is no text; allowed: names", mark)
         if key == "<<":
@@ -204,7 +211,7 @@ class _Collection:
         return key
 
 
-def _check_characters(text: str, mark: yaml.Mark | None = None) -> None:
+def _check_characters(text: str, mark: Mark | None = None) -> None:
     """Refuse what no file can hold: halves of characters, such as a command line makes of bytes that are no text."""
     try:
         text.encode()
@@ -213,12 +220,13 @@ def _check_characters(text: str, mark: yaml.Mark | None = None) -> None:
 
 
 def _meaning(event: yaml.ScalarEvent) -> Any:
+    mark: Any = event.start_mark
     if event.style is not None:  # in quotes, or a block
         return event.value
     try:
         return scalar(event.value)
     except NotRead as error:
-        raise NotRead(error.problem, event.start_mark) from None
+        raise NotRead(error.problem, mark) from None
 
 
 class _Dumper(yaml.SafeDumper):

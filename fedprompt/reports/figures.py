@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -144,7 +145,7 @@ def load_pools(run: Run) -> dict[int, np.ndarray]:
             pool = np.load(path, allow_pickle=False) if name and path.is_file() else None
         except (OSError, ValueError, EOFError):
             continue
-        if pool is not None and pool.ndim == 2 and np.issubdtype(pool.dtype, np.floating):
+        if name and pool is not None and pool.ndim == 2 and np.issubdtype(pool.dtype, np.floating):
             pools[int(name.group(1))] = pool[np.isfinite(pool).all(axis=1)]
     widths = [pool.shape[1] for pool in pools.values()]
     return {round: pool for round, pool in pools.items() if pool.shape[1] == max(widths, key=widths.count)}
@@ -168,7 +169,7 @@ def _megabytes(run: Run) -> dict[int, float]:
     return {record["round"]: total for record, total in zip(run.records, np.cumsum(sent) / 1e6)}
 
 
-def _has_pool(record: dict) -> bool:
+def _has_pool(record: dict[str, Any]) -> bool:
     return record.get("aggregate", {}).get("pool_size") is not None
 
 

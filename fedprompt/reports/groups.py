@@ -85,7 +85,7 @@ def make_groups(runs: Sequence[Run]) -> tuple[list[Group], list[LeftOut]]:
             repeated.append(LeftOut(run.folder, f"the same experiment and seed as {first.folder}"))
     experiments = [(json.loads(key), [by_seed[seed] for seed in sorted(by_seed)]) for key, by_seed in alike.items()]
     named = _named(experiments)
-    order: dict[str, tuple] = {}
+    order: dict[str, tuple[int, Any]] = {}
     for group in sorted(named, key=lambda group: -len(group.runs)):
         order.setdefault(group.setting, (-len(group.runs), _natural(group.keys)))
     return sorted(named, key=lambda group: (order[group.setting], group.setting, -group.validation)), repeated

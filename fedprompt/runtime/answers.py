@@ -82,10 +82,10 @@ def fault_of_memory(memory: Any, name: str = "memory") -> str:
     if isinstance(memory, Tensor) or (type(memory) in _PLAIN and name != "memory"):
         return ""
     if isinstance(memory, dict):
-        wrong = [key for key in memory if type(key) not in (str, int)]
-        faults = [f"found the key {key!r} in {name}; allowed: texts and whole numbers" for key in wrong]
-        faults += filter(None, (fault_of_memory(value, f"{name}[{key!r}]") for key, value in memory.items()))
-        return faults[0] if faults else ""
+        keys = [key for key in memory if type(key) not in (str, int)]
+        wrong = [f"found the key {key!r} in {name}; allowed: texts and whole numbers" for key in keys]
+        wrong += filter(None, (fault_of_memory(value, f"{name}[{key!r}]") for key, value in memory.items()))
+        return wrong[0] if wrong else ""
     if type(memory) in (list, tuple) and name != "memory":
         faults = filter(None, (fault_of_memory(value, f"{name}[{i}]") for i, value in enumerate(memory)))
         return next(faults, "")

@@ -166,7 +166,8 @@ def _check(record: dict[str, Any], path: Path) -> None:
     try:
         _Line.model_validate(record)
     except ValidationError as error:
-        first, keys, value = error.errors()[0], [], record
+        first, keys = error.errors()[0], []
+        value: Any = record
         for part in first["loc"]:  # beyond the value stand the types that it could have had
             inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
             if not inside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -23,7 +24,7 @@ from fedprompt.tracking.metrics import Record
 BLUE, ORANGE, GREEN, PURPLE, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555", "#56B4E9"
 NAMED_CLASSES = 40  # more class names would overlap
 NUMBERED_CLIENTS = 15  # with more, numbers do not fit into the cells
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.labelsize": 10,
@@ -42,19 +43,19 @@ STYLE = {
 @mpl.rc_context(STYLE)
 def accuracy_figure(records: Sequence[Record]) -> Figure:
     """Draw test and validation accuracy over the rounds and, below, training loss and pool size where there are any."""
-    below = {
+    wanted = {
         "training loss\n(nats)": ("train", "loss", PURPLE),
         "pool size\n(prompts)": ("aggregate", "pool_size", GREEN),
     }
-    below = {label: (*_series(records, *key), colour) for label, (*key, colour) in below.items()}
+    below = {label: (*_series(records, *key), colour) for label, (*key, colour) in wanted.items()}
     below = {label: series for label, series in below.items() if len(series[0])}
     ratios = [2.4] + [1] * len(below)
     figure = Figure(figsize=(8, 1.5 * sum(ratios)), layout="constrained")
     panels = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    for split, colour, marker in (("test", BLUE, "o"), ("validation", ORANGE, "s")):
+    for split, line_colour, marker in (("test", BLUE, "o"), ("validation", ORANGE, "s")):
         rounds, accuracy = _series(records, split, "accuracy")
         if len(rounds):
-            panels[0].plot(rounds, 100 * accuracy, color=colour, marker=marker, label=split, **_line(len(rounds)))
+            panels[0].plot(rounds, 100 * accuracy, color=line_colour, marker=marker, label=split, **_line(len(rounds)))
     panels[0].set_ylabel("accuracy (%)")
     if panels[0].lines:
         panels[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
@@ -84,14 +85,15 @@ def partition_figure(class_counts: np.ndarray, class_names: Sequence[str]) -> Fi
     totals.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     # A logarithmic scale, as one class may fill a client while another has a handful; none at all stays white.
     counts = np.ma.masked_equal(class_counts.T, 0)  # [K, N]
-    norm = LogNorm(1, max(2, class_counts.max(initial=2)))
+    most = max(2, int(class_counts.max(initial=2)))
+    norm = LogNorm(1, most)
     image = heat.imshow(counts, cmap="viridis_r", norm=norm, aspect="auto", interpolation="nearest")
     bar = figure.colorbar(image, ax=heat, label="images (white: none)", pad=0.01, aspect=15 + rows)
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     bar.ax.yaxis.set_major_formatter("{x:.0f}")
     bar.ax.yaxis.set_minor_locator(NullLocator())
     if clients <= NUMBERED_CLIENTS and classes <= NAMED_CLASSES:
-        _write_counts(heat, class_counts, dark_above=norm.vmax**0.5)
+        _write_counts(heat, class_counts, dark_above=most**0.5)
     if classes <= NAMED_CLASSES:
         heat.set_yticks(range(classes), [figure_text(name) for name in class_names])
     heat.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -127,10 +129,12 @@ def prompts_figure(pools: Mapping[int, np.ndarray], points: np.ndarray, labels: 
     rounds = np.concatenate([np.full(len(pool), round) for round, pool in pools.items()])
     figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.subplots()
-    dots = axes.scatter(*points.T, c=rounds, cmap="viridis", s=14, linewidths=0)
+    dots = axes.scatter(points[:, 0], points[:, 1], c=rounds, cmap="viridis", s=14, linewidths=0)
     for round, marker, colour in ((rounds.min(), "s", BLUE), (rounds.max(), "o", ORANGE)):
         ends = points[rounds == round]
-        axes.scatter(*ends.T, marker=marker, s=60, facecolors="none", edgecolors=colour, label=f"round {round}")
+        axes.scatter(
+            ends[:, 0], ends[:, 1], marker=marker, s=60, facecolors="none", edgecolors=colour, label=f"round {round}"
+        )
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
     figure.colorbar(dots, ax=axes, label="communication round", pad=0.01)
     axes.set_xlabel(labels[0])

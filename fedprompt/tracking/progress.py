@@ -81,7 +81,7 @@ class Lines:
             self._unsaid = None
 
     def _time_left(self, number: int, now: float) -> list[str]:
-        began, since = self._first
+        began, since = self._first or (number, now)
         if number == began or number >= self._rounds:
             return []
         return [f"about {duration((now - since) / (number - began) * (self._rounds - number))} left"]

@@ -53,7 +53,9 @@ def find(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     Raises:
         InputError: one of the folders is none, or holds no run at all.
     """
-    runs, left_out, seen = [], [], set()
+    runs: list[Run] = []
+    left_out: list[LeftOut] = []
+    seen = set()
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder}: not a folder; allowed: folders of runs, or folders with such folders below")
@@ -65,7 +67,10 @@ def find(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
                 continue
             seen.add(path.resolve())
             found = _read(path)
-            (runs if isinstance(found, Run) else left_out).append(found)
+            if isinstance(found, Run):
+                runs.append(found)
+            else:
+                left_out.append(found)
     return runs, left_out
 
 

@@ -108,7 +108,7 @@ def _hush_writing_threads() -> None:
 
 def scalar_tags(record: Record) -> dict[str, float]:
     """Return {tag: number}: ``accuracy/test``, ``loss/train``, ``pool/size``, ``matching/drift``, ``seconds/train``."""
-    tags = {}
+    tags: dict[str, float] = {}
     for section, values in record.items():
         if isinstance(values, Mapping):
             tags |= {_tag(section, name): value for name, value in values.items() if isinstance(value, (int, float))}

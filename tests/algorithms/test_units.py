@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -206,7 +208,9 @@ def test_blocks_with_different_numbers_of_units_go_on_training(tmp_path, kind):
     for name, size in sizes.items():
         assert len(params[f"{name.rpartition('.')[0]}.{outward}"]) == size
     sent = [record["communication"]["down_bytes"] for record in records[1:-1]]
-    assert sent[0] < sent[1]  # units came to it, and they travel
+    units = [4.0, *(record["aggregate"]["units"] for record in records[1:-2])]  # at the start of each round
+    assert [b > a for a, b in pairwise(sent)] == [b > a for a, b in pairwise(units)]  # what a round sends are all units
+    assert sent[0] < sent[-1]
     assert all(torch.isfinite(value).all() for value in params.values())
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -73,10 +73,14 @@ class Decentralized(Algorithm):
     """Gossip instead of a server; a method says how clients train, how often they mix, and what is not mixed by W."""
 
     averaged_model = True
-    gossip_steps = 1  # Q
-    optimizers = ("sgd", "adam")
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam")
     Settings = GossipSettings
     settings: GossipSettings
+
+    @property
+    def gossip_steps(self) -> int:
+        """Q: how often clients mix in a round."""
+        return 1
 
     def is_personal(self, name: str) -> bool:
         """Everything is a client's own."""
@@ -151,7 +155,7 @@ class Decentralized(Algorithm):
         next one: so graphs that change from round to round save little.
         """
         settings = self.settings
-        compression = Compression(settings.compress, settings.bits, settings.share)
+        compression = Compression("topk" if settings.compress == "topk" else "quantise", settings.bits, settings.share)
         start = {PUBLIC + name: value for name, value in state.memory["personal_start"].items()}
         copies = [{**start, **state.clients.get(client, {})} for client in network.clients]
         public = {name: np.stack([own[PUBLIC + name].double().numpy() for own in copies]) for name in models}

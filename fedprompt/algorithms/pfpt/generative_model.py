@@ -121,12 +121,13 @@ def gradient(
     matched = assignment.flatten()
     grads = _likelihood_gradient(parameters, nets, sets, matched)
     rows = grads["phi"]  # [C·n, D]
-    if prior == "odds":  # every candidate feels the prior: c_tk - p_k, summed over clients
+    if prior == "odds" and nets.hidden_p is not None:
+        # every candidate feels the prior: c_tk - p_k, summed over clients
         p = torch.sigmoid(nets.logit)
         upstream = p.mul_(-len(assignment)).index_add_(0, matched, p.new_ones(len(matched)))
         grads |= _prior_gradient(parameters, parameters["phi"], nets.hidden_p, upstream)
     else:
-        if prior == "reference":  # only the matched ones do: n (1 - p_k)
+        if prior == "reference" and nets.hidden_p is not None:  # only the matched ones do: n (1 - p_k)
             phi, hidden = (each.index_select(0, matched) for each in (parameters["phi"], nets.hidden_p))
             upstream = assignment.shape[1] * torch.sigmoid(-nets.logit.index_select(0, matched))
             grads |= _prior_gradient(parameters, phi, hidden, upstream)

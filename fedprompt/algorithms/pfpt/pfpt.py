@@ -113,7 +113,7 @@ class PFPT(Algorithm):
 
     def used(self, state: State, updates: Sequence[Update]) -> Tensor:
         """Which prompts of the pool are matched, U as bool [P]."""
-        selected = [update.selected for update in updates]
+        selected = [update.selected for update in updates if update.selected is not None]
         if SERVED in state.memory:
             selected.append(state.memory[SERVED])
         return torch.stack(selected).any(0)

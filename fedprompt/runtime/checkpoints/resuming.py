@@ -166,7 +166,7 @@ def _differs(key: str, then: Mapping[str, Any], now: Mapping[str, Any], compared
     """Whether a key differs that may not; ``compared`` are keys of files that are compared by their content."""
     before, here = then.get(key), now.get(key)
     if key == "federation.max_lost":
-        return here < before
+        return float(here or 0) < float(before or 0)
     if key in FREE or f"{key.partition('.')[0]}.*" in FREE or key == ROOT:
         return False
     return before != here and key not in compared

@@ -16,6 +16,7 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from fedprompt.algorithms.base import State
 from fedprompt.errors import InputError
 from fedprompt.runtime.checkpoints.file import Best, Checkpoint, decoded, encoded, models_of, raw
 from fedprompt.tracking.files import named, sync_folder
@@ -54,7 +55,7 @@ class CheckpointStore:
         checkpoints before are still there.
         """
         if checkpoint.best is not None and checkpoint.best.state is not None:
-            self._save_best(checkpoint, checkpoint.best)
+            self._save_best(checkpoint, checkpoint.best, checkpoint.best.state)
         name = self.name(checkpoint.round)
         self._replace(name, encoded(checkpoint))
         self.damaged.pop(name, None)
@@ -136,9 +137,9 @@ class CheckpointStore:
             raise InputError(f"{name}: not readable ({' '.join(str(error).split())})") from None
         return decoded(content, name, None)
 
-    def _save_best(self, checkpoint: Checkpoint, best: Best) -> None:
+    def _save_best(self, checkpoint: Checkpoint, best: Best, state: State) -> None:
         name = f"{self._path}/{BEST}"
-        models = replace(checkpoint, round=best.round, state=models_of(best.state), totals={}, best=Best(best.numbers))
+        models = replace(checkpoint, round=best.round, state=models_of(state), totals={}, best=Best(best.numbers))
         self._replace(name, encoded(models), f"{self._path}/earlier_{checkpoint.round:06d}.pt")
 
     def _prune(self) -> None:
