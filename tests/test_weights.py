@@ -235,8 +235,8 @@ def test_mistyped_name_is_answered_with_the_nearest():
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"])
 def test_models_that_take_no_prompts_are_refused(name):
     text = message(name, "random", 224)
-    assert text.startswith(f"backbone.name: '{name}' is ")
-    assert "takes no prompts; allowed: " in text
+    assert text.startswith(f"backbone.name: '{name}' takes no prompts, for it is ")
+    assert "; allowed: " in text
 
 
 UNFIT = [("vit_relpos_base_patch16_224", 224), ("resnet18", 224), ("swin_large_patch4_window12_384", 384), (TINY, 33)]

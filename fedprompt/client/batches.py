@@ -22,7 +22,8 @@ from fedprompt.seeding import Stream, generator
 
 def plan_batches(samples: int, epochs: float, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Indices of every step's batch: a fresh permutation per epoch, the last batch of an epoch as small as it falls."""
-    steps, batches = steps_of(samples, epochs, batch_size), []
+    steps = steps_of(samples, epochs, batch_size)
+    batches: list[np.ndarray] = []
     while len(batches) < steps:
         order = rng.permutation(samples)
         batches += [order[start : start + batch_size] for start in range(0, samples, batch_size)]
@@ -100,7 +101,7 @@ class Arrays:
         def move(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(writable(array)).to(device)
 
-        self._labels = move(examples.labels)
+        self._labels = torch.from_numpy(writable(examples.labels)).to(device)
         self._inputs = _Source(inputs, device) if len(inputs) == len(parts) else None
         tokens, self._query = move(examples.tokens), move(examples.query)
         self._tokens = None if tokens is None else Tokens(tokens, move(examples.token_mask))
@@ -119,7 +120,7 @@ class Arrays:
             counts=counts,
             group=group,
             slot=slot,
-            labels=pick(self._labels),
+            labels=self._labels.index_select(0, at),
             mask=pick(self._mask),
             inputs=None if self._inputs is None else self._inputs.pick(at),
             tokens=None if self._tokens is None else self._tokens.index_select(at),

@@ -7,7 +7,7 @@ a trained tensor touches, depend on nothing that is trained, so they are compute
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ class Examples:
 
     def take(self, indices: np.ndarray) -> Examples:
         """Return the samples at ``indices``, all but the inputs copied."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Examples(**{name: None if a is None else a[indices] for name, a in arrays.items()})
+        there = {f.name: array for f in fields(self) if (array := getattr(self, f.name)) is not None}
+        return replace(self, **{name: array[indices] for name, array in there.items()})
 
     @staticmethod
     def concatenate(parts: Sequence[Examples]) -> Examples:

@@ -54,12 +54,14 @@ class View:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels, int64 [n]."""
-        return self.split.labels[self.indices]
+        labels: np.ndarray = self.split.labels[self.indices]
+        return labels
 
     @cached_property
     def domains(self) -> np.ndarray:
         """Domains, int64 [n]."""
-        return self.split.domains[self.indices]
+        domains: np.ndarray = self.split.domains[self.indices]
+        return domains
 
     def inputs(self, indices: np.ndarray) -> Inputs:
         """The inputs at ``indices`` (int [m]) of this view, none of them copied."""

@@ -94,7 +94,7 @@ def _listed(names: Sequence[str]) -> str:
 def _digest(*arrays: np.ndarray) -> str:
     state = hashlib.sha256()
     for array in arrays:
-        state.update(np.ascontiguousarray(array))
+        state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()[:16]
 
 

@@ -30,6 +30,9 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
 class _Shared(mmap.mmap):
     """A mapping that knows where another process finds it; its pages go back with the last process that maps them."""
 
+    place: int
+    name: str
+
     @classmethod
     def of(cls, size: int) -> _Shared:
         name = f"images-{uuid.uuid4().hex}"

@@ -108,7 +108,7 @@ class ImageInputs:
 
     def hash_into(self, state: Hash) -> None:
         """Feed a digest with the pixels, image by image."""
-        state.update(memoryview(np.ascontiguousarray(self.pixels())))
+        state.update(np.ascontiguousarray(self.pixels()).data)
 
     @classmethod
     def concatenate(cls, parts: Sequence[ImageInputs]) -> ImageInputs:
@@ -139,4 +139,5 @@ def gathered(parts: Sequence[Inputs], at: np.ndarray) -> Inputs:
     starts = np.cumsum([0, *map(len, parts)])
     order = np.argsort(part_of, kind="stable")
     picked = [parts[i][at[part_of == i] - starts[i]] for i in np.unique(part_of)]
-    return type(picked[0]).concatenate(picked)[np.argsort(order, kind="stable")]
+    joined: Inputs = type(picked[0]).concatenate(picked)
+    return joined[np.argsort(order, kind="stable")]

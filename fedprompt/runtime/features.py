@@ -46,7 +46,7 @@ def _key(config: Config, what: str, raw: Examples) -> str:
         digest.update(f"{type(raw.inputs).__name__} {raw.inputs.shape} {len(raw)}".encode())
         raw.inputs.hash_into(digest)
     for array in (raw.labels, raw.domains):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -231,7 +231,7 @@ def test_families_that_take_no_prompts_are_named_in_one_line(name):
     with pytest.raises(InputError) as caught:
         outline(name)
     text = str(caught.value)
-    assert text.startswith(f"backbone.name: '{name}' is ")
+    assert text.startswith(f"backbone.name: '{name}' takes no prompts, for it is ")
     assert REFUSED[name] in text or "no Vision Transformer" in text
     assert "; allowed: " in text
     assert "\n" not in text

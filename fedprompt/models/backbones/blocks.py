@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedprompt.models.backbones.base import Change
-from fedprompt.models.backbones.families import Position
+from fedprompt.models.backbones.families import Position, Timm
 from fedprompt.models.linear import frozen_linear
 from fedprompt.models.weights.timm_import import import_timm
 
 UNCHANGED = Change()
 
 
-def is_plain(block: nn.Module) -> bool:
+def is_plain(block: Timm) -> bool:
     """Whether a block is one of timm's pre-norm blocks that ``run_block`` spells out."""
     timm = import_timm()
     models, layers = timm.models, timm.layers
@@ -27,7 +27,7 @@ def is_plain(block: nn.Module) -> bool:
 
 
 def run_block(
-    block: nn.Module,
+    block: Timm,
     tokens: Tensor,
     change: Change = UNCHANGED,
     position: Position | None = None,
@@ -49,16 +49,14 @@ def run_block(
     return tokens + _scaled(block, 2, y)
 
 
-def projection_widths(attention: nn.Module) -> tuple[int, int]:
+def projection_widths(attention: Timm) -> tuple[int, int]:
     """Widths of all queries and of all values."""
     if attention.qkv is None:
         return attention.q_proj.out_features, attention.v_proj.out_features
     return attention.qkv.out_features // 3, attention.qkv.out_features // 3
 
 
-def _attention(
-    attention: nn.Module, asking: Tensor, normed: Tensor, change: Change, position: Position | None
-) -> Tensor:
+def _attention(attention: Timm, asking: Tensor, normed: Tensor, change: Change, position: Position | None) -> Tensor:
     """What the tokens ``asking`` [M, A, D], all or the class token, take from all ``normed`` [M, T, D]."""
     q, k, v = _projected(attention, asking, normed)
     if change.query is not None:
@@ -78,10 +76,11 @@ def _attention(
     x = getattr(attention, "norm", nn.Identity())(x)
     if (gate := getattr(attention, "gate", None)) is not None:
         x = x * gate(asking).sigmoid()
-    return attention.proj(x)
+    taken: Tensor = attention.proj(x)
+    return taken
 
 
-def _projected(attention: nn.Module, asking: Tensor, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _projected(attention: Timm, asking: Tensor, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, heads side by side."""
     if attention.qkv is None:
         return attention.q_proj(asking), attention.k_proj(normed), attention.v_proj(normed)
@@ -94,9 +93,10 @@ def _projected(attention: nn.Module, asking: Tensor, normed: Tensor) -> tuple[Te
     return q, k, v
 
 
-def _scaled(block: nn.Module, part: int, x: Tensor) -> Tensor:
+def _scaled(block: Timm, part: int, x: Tensor) -> Tensor:
     """Attention's (part 1) or the MLP's (2) output after layer scale, where there is one."""
-    if (layer_scale := getattr(block, f"ls{part}", None)) is not None:
-        return layer_scale(x)
-    gamma = getattr(block, f"gamma_{part}")
+    if hasattr(block, f"ls{part}"):
+        scaled: Tensor = getattr(block, f"ls{part}")(x)
+        return scaled
+    gamma: Tensor | None = getattr(block, f"gamma_{part}")
     return x if gamma is None else gamma * x

@@ -7,14 +7,17 @@ position biases between them and any token are zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedprompt.models.weights.timm_import import import_timm
 
+Timm = Any  # one of timm's modules, which say no types
 
-def refusal(model: nn.Module) -> str | None:
+
+def refusal(model: Timm) -> str | None:
     """Why prompts cannot be put into a timm model, as a part of a line; None where they can."""
     models = import_timm().models
     transformer, distilled = models.vision_transformer.VisionTransformer, models.deit.VisionTransformerDistilled
@@ -25,29 +28,30 @@ def refusal(model: nn.Module) -> str | None:
     return None
 
 
-def is_eva(vit: nn.Module) -> bool:
+def is_eva(vit: Timm) -> bool:
     """Whether blocks are given rotary positions: EVA, EVA-02, DINOv3, perception encoders."""
     return isinstance(vit, import_timm().models.eva.Eva)
 
 
-def is_beit(vit: nn.Module) -> bool:
+def is_beit(vit: Timm) -> bool:
     """Whether attention has biases by relative position: BEiT."""
     return isinstance(vit, import_timm().models.beit.Beit)
 
 
-def is_distilled(vit: nn.Module) -> bool:
+def is_distilled(vit: Timm) -> bool:
     """Whether the feature is the mean of a class and a distillation token, each with a classifier of its own."""
     return hasattr(vit, "dist_token")
 
 
-def embedded(vit: nn.Module, pixels: Tensor) -> Tensor:
+def embedded(vit: Timm, pixels: Tensor) -> Tensor:
     """Tokens [M, T, D] before block 0 of normalised pixels [M, 3, S, S]: class token, registers, patches, positions."""
     x = vit.patch_embed(pixels)
     if is_beit(vit):
         x = torch.cat((vit.cls_token.expand(len(x), -1, -1), x), dim=1)
         return x if vit.pos_embed is None else x + vit.pos_embed
     x = vit._pos_embed(x)
-    return vit.norm_pre(x[0] if isinstance(x, tuple) else x)  # Eva gives its rotary embedding, too
+    tokens: Tensor = vit.norm_pre(x[0] if isinstance(x, tuple) else x)  # Eva gives its rotary embedding, too
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Position:
     rope: Tensor | None = None  # [T - prefix, 2 width] or [heads, ...]: sines and cosines, prompts included
     bias: Tensor | None = None  # [1, heads, T, T] for all blocks, without prompts
 
-    def rotated(self, attention: nn.Module, x: Tensor) -> Tensor:
+    def rotated(self, attention: Timm, x: Tensor) -> Tensor:
         """Rotate queries or keys [M, heads, T, width], but for the prefix, as timm does."""
         prefix = getattr(attention, "num_prefix_tokens", 0)
         if self.rope is None or x.shape[2] <= prefix:  # the class token alone
@@ -68,7 +72,7 @@ class Position:
         behind = rotate(x[:, :, prefix:], self.rope, half=getattr(attention, "rotate_half", False))
         return torch.cat([x[:, :, :prefix], behind], dim=2)
 
-    def bias_for(self, attention: nn.Module, q: Tensor) -> Tensor | None:
+    def bias_for(self, attention: Timm, q: Tensor) -> Tensor | None:
         """The bias that attention scores of queries [M, heads, T or 1, width] get; None: there is none."""
         bias = self.bias
         if getattr(attention, "relative_position_bias_table", None) is not None:
@@ -87,7 +91,7 @@ class Position:
 class Positions:
     """Where tokens stand in a pass through some blocks of ``vit``, with ``prompts`` at ``at`` among them."""
 
-    def __init__(self, vit: nn.Module, prompts: int, at: int) -> None:
+    def __init__(self, vit: Timm, prompts: int, at: int) -> None:
         self._prompts, self._at = prompts, at
         rope = getattr(vit, "rope", None)
         self._rope = None if rope is None else _unrotated_first(_rope_of(vit), prompts)
@@ -101,10 +105,10 @@ class Positions:
         return Position(self._prompts, self._at, rope, self._bias)
 
 
-def _rope_of(vit: nn.Module) -> Tensor:
-    if hasattr(vit.rope, "feat_shape") and not vit.dynamic_img_size:
-        return vit.rope.get_embed()
-    return vit.rope.get_embed(shape=vit.patch_embed.grid_size)
+def _rope_of(vit: Timm) -> Tensor:
+    is_known = hasattr(vit.rope, "feat_shape") and not vit.dynamic_img_size
+    rope: Tensor = vit.rope.get_embed() if is_known else vit.rope.get_embed(shape=vit.patch_embed.grid_size)
+    return rope
 
 
 def _unrotated_first(rope: Tensor, count: int) -> Tensor:

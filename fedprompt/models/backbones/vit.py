@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedprompt.models.backbones.base import AT_ONCE, Change, Hollow, InputTensors, Tokens
 from fedprompt.models.backbones.blocks import UNCHANGED, is_plain, projection_widths, run_block
-from fedprompt.models.backbones.families import Positions, embedded, is_beit, is_distilled, is_eva
+from fedprompt.models.backbones.families import Positions, Timm, embedded, is_beit, is_distilled, is_eva
 from fedprompt.models.linear import freeze_linears
 
 CLASSIFIERS = ("head.", "head_dist.")  # the backbone's own, behind the feature: nothing of ours trains or sends them
@@ -31,14 +31,14 @@ class ViT:
 
     def __init__(
         self,
-        vit: nn.Module,
+        vit: Timm,
         image_size: int,
         *,
         crop: float = 1.0,
         device: torch.device | str = "cpu",
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.vit = vit.to(device).eval().requires_grad_(False)
+        self.vit: Timm = vit.to(device).eval().requires_grad_(False)
         freeze_linears(self.vit.blocks)
         self.image_size, self.crop = image_size, crop
         self.device, self.autocast = torch.device(device), autocast
@@ -60,7 +60,7 @@ class ViT:
     @property
     def blocks(self) -> Iterable[nn.Module]:
         """The blocks, in order."""
-        return self.vit.blocks
+        return list(self.vit.blocks)
 
     @property
     def bytes(self) -> int:
@@ -148,16 +148,19 @@ class ViT:
             return self._normed(tokens.values[:, 0])
         own = tokens.without_prompts(self.prompt_position).values
         with self._precision():
-            return self.vit.forward_head(self.vit.norm(own), pre_logits=True).float()
+            feature: Tensor = self.vit.forward_head(self.vit.norm(own), pre_logits=True)
+        return feature.float()
 
     def _normed(self, token: Tensor) -> Tensor:
         with self._precision():
-            return self.vit.fc_norm(self.vit.norm(token)).float()
+            feature: Tensor = self.vit.fc_norm(self.vit.norm(token))
+        return feature.float()
 
     def logits(self, features: Tensor) -> Tensor:
         """The backbone's own class scores [M, classes] for features [M, D]; of CLIP: their place in the joint space."""
         with self._precision():
-            return self.vit.head(features).float()
+            logits: Tensor = self.vit.head(features)
+        return logits.float()
 
     def changeable_from(self, first: int) -> bool:
         """Whether all blocks from ``first`` on are of the forms that changes can be put into."""

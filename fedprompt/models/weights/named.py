@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedprompt.errors import InputError, did_you_mean
 from fedprompt.models.backbones.base import Backbone
-from fedprompt.models.backbones.families import refusal
+from fedprompt.models.backbones.families import Timm, refusal
 from fedprompt.models.backbones.registry import registered
 from fedprompt.models.backbones.vit import CLASSIFIERS, ViT
 from fedprompt.models.weights import dinov2_onnx
@@ -48,7 +48,7 @@ def load_backbone(
     return ViT(vit, image_size, crop=crop, device=device, autocast=autocast)
 
 
-def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
+def create_backbone(name: str, weights: str, image_size: int) -> Timm:
     """Return timm's Vision Transformer ``name`` for square images of ``image_size`` pixels, frozen, in eval mode.
 
     ``weights`` is one of
@@ -65,7 +65,7 @@ def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _build(name: str, weights: str, image_size: int) -> nn.Module:
+def _build(name: str, weights: str, image_size: int) -> Timm:
     plain = blueprint(name, image_size)
     if weights == "random":
         return _empty(name, image_size)
@@ -105,7 +105,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def blueprint(name: str, image_size: int) -> nn.Module:
+def blueprint(name: str, image_size: int) -> Timm:
     """Return the architecture for ``image_size`` without memory for its weights (on torch's meta device).
 
     InputError unless timm has it and it is a Vision Transformer that can be prompted, at a size that it can have.
@@ -121,8 +121,8 @@ def blueprint(name: str, image_size: int) -> nn.Module:
     except (RuntimeError, OverflowError) as error:  # sizes beyond 64 bits
         reason = str(error).partition("\n")[0]
         raise InputError(f"backbone.image_size: {image_size} is too large for {name} ({reason})") from error
-    if (reason := refusal(model)) is not None:
-        raise _not_promptable(name, reason)
+    if (found := refusal(model)) is not None:
+        raise _not_promptable(name, found)
     patch = model.patch_embed.patch_size[0]
     if image_size % patch:
         below = image_size // patch * patch
@@ -134,21 +134,21 @@ def blueprint(name: str, image_size: int) -> nn.Module:
     return model
 
 
-def _not_promptable(name: str, reason: str) -> InputError:
+def _not_promptable(name: str, found: str) -> InputError:
     return InputError(
-        f"backbone.name: '{name}' is {reason}, which takes no prompts; allowed: timm's VisionTransformer, Eva and Beit "
+        f"backbone.name: '{name}' takes no prompts, for it is {found}; allowed: timm's VisionTransformer, Eva and Beit "
         f"models, for example {dinov2_onnx.NAME}, vit_base_patch32_224, vit_small_patch16_dinov3"
     )
 
 
-def _empty(name: str, image_size: int, **sized: int) -> nn.Module:
+def _empty(name: str, image_size: int, **sized: int) -> Timm:
     """Return the architecture on torch's default device, with untrained weights that are the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(_INIT_SEED)  # torch.manual_seed would also seed the GPUs
         return import_timm().create_model(name, pretrained=False, img_size=image_size, **sized)
 
 
-def _from_hub(name: str, image_size: int, config: dict[str, Any]) -> nn.Module:
+def _from_hub(name: str, image_size: int, config: dict[str, Any]) -> Timm:
     cached = _in_hub_cache(config.get("hf_hub_id"), config.get("hf_hub_filename"))
     # Asking the hub about a file that is here would take half a minute of retries on a machine without network.
     overlay = {"file": cached, "custom_load": False} if cached else {}
@@ -179,12 +179,12 @@ def _ways_without_hub(name: str) -> str:
     return "ways to get it: " + "; ".join(ways)
 
 
-def _most_bytes(model: nn.Module) -> int:
+def _most_bytes(model: Timm) -> int:
     """What a file of weights may take: eight times the model (optimizer and averages included), and a bit."""
-    return 8 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + 2**28
+    return int(8 * sum(value.numel() * value.element_size() for value in model.state_dict().values()) + 2**28)
 
 
-def _fitting(state: dict[str, Tensor], model: nn.Module, classes: int, source: str) -> dict[str, Tensor]:
+def _fitting(state: dict[str, Tensor], model: Timm, classes: int, source: str) -> dict[str, Tensor]:
     """Return ``state`` as a ``model`` with ``classes`` takes it; InputError names the first tensor that does not fit.
 
     Only tables of positions may differ in shape, they are resampled to the model's grid.
@@ -222,23 +222,25 @@ def _is_relative(key: str) -> bool:
     return key.endswith("relative_position_bias_table")
 
 
-def _resampled(table: Tensor, model: nn.Module, source: str) -> Tensor:
+def _resampled(table: Tensor, model: Timm, source: str) -> Tensor:
     """Return the position table [1, prefix + n * n, D] resampled (bicubic, antialiased) to the model's grid."""
     prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
     side = round(max(table.shape[1] - prefix, 0) ** 0.5) if table.ndim == 3 else 0
     if side == 0 or prefix + side * side != table.shape[1]:
         raise InputError(f"backbone.weights: 'pos_embed' in {source} has shape {list(table.shape)}, not a square grid")
     resample = import_timm().layers.resample_abs_pos_embed
-    return resample(table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
+    resampled: Tensor = resample(table, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
+    return resampled
 
 
-def _resized(table: Tensor, shape: list[int], model: nn.Module) -> Tensor:
+def _resized(table: Tensor, shape: list[int], model: Timm) -> Tensor:
     """Return BEiT's biases by relative position [distances, heads] for the model's grid; other shapes as they are."""
     side = round((max(table.shape[0] - 3, 0)) ** 0.5) if table.ndim == 2 else 0  # 3 distances are the class token's
     if list(table.shape) == shape or side**2 + 3 != table.shape[0] or side % 2 == 0 or table.shape[1] != shape[1]:
         return table
     resize = import_timm().layers.resize_rel_pos_bias_table
-    return resize(table, new_window_size=model.patch_embed.grid_size, new_bias_shape=tuple(shape))
+    resized: Tensor = resize(table, new_window_size=model.patch_embed.grid_size, new_bias_shape=tuple(shape))
+    return resized
 
 
 @dataclass(frozen=True)
