@@ -1,30 +1,54 @@
-"""Federated prompt tuning of a frozen Vision Transformer, simulated."""
+"""Federated prompt tuning of frozen pretrained models, simulated.
 
-import ctypes
-import os
-import sys
+Importing this package changes nothing in the process. Its public names are loaded when they are first used.
+"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
 
-# Parameters of glibc's mallopt, as its malloc.h numbers them.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_MB = 1 << 20
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedprompt.algorithms.registry import algorithm as algorithm
+    from fedprompt.api.listing import list_algorithms as list_algorithms
+    from fedprompt.api.listing import list_backbones as list_backbones
+    from fedprompt.api.listing import list_datasets as list_datasets
+    from fedprompt.api.models import Model as Model
+    from fedprompt.api.running import run as run
+    from fedprompt.api.runs import Run as Run
+    from fedprompt.api.runs import load_run as load_run
+    from fedprompt.api.sweeping import Sweep as Sweep
+    from fedprompt.api.sweeping import sweep as sweep
+    from fedprompt.config.schema import Config as Config
+    from fedprompt.data.registry import dataset as dataset
+    from fedprompt.errors import InputError as InputError
+    from fedprompt.errors import RunFailed as RunFailed
+
+__version__ = "0.2.0"
+
+_PUBLIC = {
+    "fedprompt.algorithms.registry": ("algorithm",),
+    "fedprompt.api.listing": ("list_algorithms", "list_backbones", "list_datasets"),
+    "fedprompt.api.models": ("Model",),
+    "fedprompt.api.running": ("run",),
+    "fedprompt.api.runs": ("Run", "load_run"),
+    "fedprompt.api.sweeping": ("Sweep", "sweep"),
+    "fedprompt.config.schema": ("Config",),
+    "fedprompt.data.registry": ("dataset",),
+    "fedprompt.errors": ("InputError", "RunFailed"),
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME)]
 
 
-def _keep_freed_memory() -> None:
-    """Have the C library keep what a training step frees, for the next step: as given back, it costs page faults again.
-
-    Otherwise each tensor of more than 32 MB is a mapping of its own, and other threads' pieces end at 64 MB. What is
-    larger than any activation, as a dataset is, still goes back at once. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 256 * _MB)
-        mallopt(_TRIM_THRESHOLD, 1024 * _MB)
-        mallopt(_ARENA_MAX, 1)
+def __getattr__(name: str) -> Any:
+    """Load a public name where it is first used (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedprompt' has no attribute '{name}'")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
 
 
-# Large tensors on Linux's large pages, before torch first asks for memory: otherwise each step on a CPU pays for
-# thousands of page faults. A value that is set already stays.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-_keep_freed_memory()
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME]

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 
-from fedprompt import interrupts, outlets
+from fedprompt import allocation, interrupts, outlets
 
 
 def main() -> None:
     """Run the command that was given, and end the process with its code."""
     interrupts.end_at_once("fedprompt: interrupted")
     outlets.prepare()
+    allocation.prepare()
     code = _code(_command)
     interrupts.ignore()
     code = _code(outlets.finish) or code

@@ -275,6 +275,51 @@ def personalize(run_dir: Path, overrides: tuple[str, ...], output: Path | None, 
     click.echo(f"written: {plan.output}/personalize.csv, curve.csv, curve.png, result.json")
 
 
+_ROUND = click.option(
+    "--round", default="best", show_default=True, help="best (on validation), last, or a round's number."
+)
+_CLIENT = click.option("--client", type=int, help="The personal model of this client; default: the global model.")
+
+
+def _round(text: str) -> int | str:
+    return int(text) if text.isdecimal() and len(text) < 10 else text
+
+
+@_command
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE ...", type=click.Path(path_type=Path))
+@_ROUND
+@_CLIENT
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON per file instead of a table.")
+def predict(run_dir: Path, files: tuple[Path, ...], round: str, client: int | None, as_json: bool) -> None:
+    """Predict images, and folders of images, with a model of a run: label and probability of each."""
+    from fedprompt.api.predicting import image_files, predictions
+    from fedprompt.api.runs import load_run
+
+    run, found = load_run(run_dir), image_files(files)
+    refused: list[str] = []
+    width = max(len(str(file)) for file in found)
+    for one in predictions(run.model(_round(round), client), found, refused.append):
+        click.echo(one.as_json() if as_json else f"{one.file:<{width}}  {one.probability:6.1%}  {one.label}")
+    for line in refused:
+        click.echo(f"fedprompt: {line}", err=True)
+    if refused:
+        sys.exit(2)
+
+
+@_command
+@click.argument("run_dir", metavar="RUN_DIR", type=click.Path(path_type=Path))
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder for the files.")
+@_ROUND
+@_CLIENT
+def export(run_dir: Path, output: Path, round: str, client: int | None) -> None:
+    """Write a model of a run as safetensors, configuration and model card, which load without fedprompt."""
+    from fedprompt.api.runs import load_run
+
+    model = load_run(run_dir).export(output, _round(round), client)
+    click.echo(f"written: {output}/ (the model of round {model.round}; README.md tells what is in it)")
+
+
 @_command
 @click.argument("folders", nargs=-1, required=True, metavar="DIR ...", type=click.Path(path_type=Path))
 @_output_option("Folder of the report; default: report/ in the first DIR.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +12,6 @@ import click
 
 from fedprompt import interrupts, outlets
 from fedprompt.config.schema import Config
-from fedprompt.errors import InputError, RunFailed
 from fedprompt.failure import told_in_one_line
 from fedprompt.wording import counted
 
@@ -47,38 +46,23 @@ def follow(config: Config, output: Path, local: bool, held: Held) -> None:
 
     ``held``: the folders that it writes to.
     """
+    from fedprompt.api.running import raise_failure, records
     from fedprompt.tracking.progress import Progress
 
     progress = contextlib.closing(Progress(config.federation.rounds))
     with (
         told_in_one_line(output, config.to_yaml()),
         progress as bar,
-        contextlib.closing(_records(config, output, local, bar.stage, held)) as records,
+        contextlib.closing(records(config, output, local, bar.stage, held)) as said,
     ):
-        for record in records:
+        for record in said:
+            raise_failure(record)
             _show(record, bar)
             interrupts.check()
     _summary(record["result"], output)  # the last one
 
 
-def _records(
-    config: Config, output: Path, local: bool, stage: Callable[[str], None], held: Held
-) -> Iterator[dict[str, Any]]:
-    if local:
-        from fedprompt.runtime.run import run_in_process
-
-        return run_in_process(config, output, stage=stage, held=held)
-    stage("starting Ray")
-    from fedprompt.runtime.ray.on_ray import run_on_ray
-
-    return run_on_ray(config, output, held)
-
-
 def _show(record: dict[str, Any], progress: Any) -> None:
-    if "error" in record:
-        raise (InputError if record["code"] == 2 else RunFailed)(record["error"])
-    if "stopped" in record:
-        raise KeyboardInterrupt
     if "stage" in record:
         progress.stage(record["stage"])
     elif "note" in record:

@@ -1,4 +1,4 @@
-"""What importing fedprompt does to the process's memory."""
+"""What our own processes do to their memory."""
 
 import json
 import platform
@@ -12,7 +12,9 @@ import pytest
 TRIES = 10
 FAULTS = """
 import json, resource, torch
-import fedprompt  # its import sets how the C library keeps memory
+from fedprompt import allocation
+
+allocation.prepare()
 
 def faults_of(size):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 import pandas as pd
 
+from fedprompt import allocation
 from fedprompt.benchmarks.contestants import Overrides
 from fedprompt.tracking.files import write_atomic
 
@@ -130,7 +131,7 @@ def rows_of(csv: Path) -> list[Kept]:
 def one_per_core() -> ProcessPoolExecutor:
     """Processes that compute on one thread each; they start when there is something to run."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of these processes
-    return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
+    return ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), allocation.prepare)
 
 
 def run_all(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fedprompt.client.batches import Arrays
 from fedprompt.client.examples import Examples
+from fedprompt.models.batch import Batch, Output
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import Params
 
@@ -61,21 +63,35 @@ def predict(
 
     With prompt selection by batch a prediction depends on its batch-mates, so the batches are part of the result.
     """
-    params = {name: value.to(model.device) for name, value in params.items()}
-    data = Arrays([examples], domain_classes, model.device)
     predicted, losses, selected = [], [], []  # on the device until all are there: a GPU does not wait for the host
-    for at in torch.arange(len(examples), device=model.device).split(batch_size * BATCHES_AT_ONCE):
-        slot = torch.arange(len(at), device=at.device)
-        counts = tuple(min(batch_size, len(at) - start) for start in range(0, len(at), batch_size))
-        stacked = {name: value.expand(len(counts), *value.shape) for name, value in params.items()}
-        batch = data.batch(at, slot // batch_size, slot % batch_size, counts, keep=None)
-        output = model.forward(stacked, batch)
+    for batch, output in _outputs(model, params, examples, batch_size, domain_classes):
         predicted.append(output.logits.argmax(1).masked_fill(output.logits.isnan().any(1), NO_CLASS))
         losses.append(F.cross_entropy(output.logits, batch.labels, reduction="none"))
         if output.selected is not None:
             selected.append(output.selected.any(0))
     used = torch.stack(selected).any(0).cpu().numpy() if selected else None
     return Predictions(examples.labels, torch.cat(predicted).cpu().numpy(), torch.cat(losses).cpu().numpy(), used)
+
+
+@torch.no_grad()
+def logits(model: PromptedModel, params: Params, examples: Examples, batch_size: int) -> Tensor:
+    """Class scores [n, K] of examples, in the batches of ``predict``; every class is allowed."""
+    outputs = _outputs(model, params, examples, batch_size, None)
+    return torch.cat([output.logits for _, output in outputs])
+
+
+def _outputs(
+    model: PromptedModel, params: Params, examples: Examples, batch_size: int, domain_classes: np.ndarray | None
+) -> Iterator[tuple[Batch, Output]]:
+    """What the model says of consecutive batches, several of them at a time."""
+    params = {name: value.to(model.device) for name, value in params.items()}
+    data = Arrays([examples], domain_classes, model.device)
+    for at in torch.arange(len(examples), device=model.device).split(batch_size * BATCHES_AT_ONCE):
+        slot = torch.arange(len(at), device=at.device)
+        counts = tuple(min(batch_size, len(at) - start) for start in range(0, len(at), batch_size))
+        stacked = {name: value.expand(len(counts), *value.shape) for name, value in params.items()}
+        batch = data.batch(at, slot // batch_size, slot % batch_size, counts, keep=None)
+        yield batch, model.forward(stacked, batch)
 
 
 def scores(predictions: Predictions, classes: int) -> dict[str, float | list[float | None]]:

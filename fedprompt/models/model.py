@@ -36,7 +36,7 @@ class PromptedModel:
         self._inputs = head_width(backbone, head)
         self.backbone, self.head, self.classes = backbone, head, classes
         self.device = backbone.device
-        self._prototypes = prototypes  # with head.kind = prototypes
+        self.prototypes = prototypes  # with head.kind = prototypes
         self.kind = make_kind(backbone, prompt)
 
     def init(self, rng: np.random.Generator) -> Params:
@@ -48,8 +48,8 @@ class PromptedModel:
         """Class scores [M, K] for stacked params {name: [G, ...]}; classes that a sample cannot have score -inf."""
         features, penalty, selected = self.kind.features(params, batch)
         features = head_inputs(self.backbone, self.head, features)
-        if self._prototypes is not None:
-            logits = prototype_scores(features, self._prototypes, self.head.scale)
+        if self.prototypes is not None:
+            logits = prototype_scores(features, self.prototypes, self.head.scale)
         else:
             logits = batch.unpadded(apply_head(params, batch.padded(features), batch.keep))
         if batch.mask is not None:

@@ -20,6 +20,7 @@ from fedprompt.runtime.checkpoints.store import store_of
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.federation import LOADING_DATA, LOADING_MODEL, Federation, Record
 from fedprompt.runtime.folders.folders import check_replaceable, inputs_of, is_complete, mark, mark_of, marked
+from fedprompt.runtime.folders.holders import InUse
 from fedprompt.runtime.folders.locks import NOBODY, Held, Lock, PassedOn, entered
 from fedprompt.runtime.folders.replacing import WHOLE, forget, lay_aside, put_back, recover, remove_own
 from fedprompt.runtime.pool import InProcessPool
@@ -72,6 +73,23 @@ def new_run(
             _undo(output, bool(present), error, say)
             raise
         forget(output)
+
+
+@contextmanager
+def new_run_anywhere(
+    config: Config, given: str | None = None, say: Say = lambda line: None
+) -> Iterator[tuple[Path, Config, Held]]:
+    """As ``new_run``, in a new folder below ``runs/``, which is the first of what is yielded."""
+    with ExitStack() as stack:
+        while True:
+            free = default_output(config)
+            try:
+                settings, held = stack.enter_context(new_run(free, config, False, given, say))
+                break
+            except InUse as refused:  # another run of this second was quicker to take that name
+                if refused.place != str(free):
+                    raise
+        yield free, settings, held
 
 
 @contextmanager

@@ -73,6 +73,12 @@ def read_picture(path: Path, square: bool) -> Picture:
     raise InputError(f"{path}: no readable image, truncated, damaged or of another format ({reason})")
 
 
+def rgb(image: Image.Image, square: bool = False) -> np.ndarray:
+    """Return an opened image as uint8 [H, W, 3], as ``read_image`` does with a file; InputError as there."""
+    upright = _rgb(ImageOps.exif_transpose(image) if square else image, image, Path("image"))
+    return np.asarray(_centre_square(upright) if square else upright)
+
+
 def read_pictures(paths: Sequence[Path], square: bool = False) -> tuple[np.ndarray, list[Picture]]:
     """Return image files as uint8 [n, H, W, 3], and what else is known of each (its pixels are a row of the array).
 

@@ -51,8 +51,8 @@ class ViT:
         # as in visual prompt tuning (Jia et al. 2022)
         self.prompt_bound = math.sqrt(6 / (3 * vit.patch_embed.patch_size[0] ** 2 + self.width))
         config = vit.pretrained_cfg or {}
-        self._mean = torch.tensor(config.get("mean", (0.5, 0.5, 0.5)), device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(config.get("std", (0.5, 0.5, 0.5)), device=device).view(1, 3, 1, 1)
+        self.mean, self.std = ([float(x) for x in config.get(name, (0.5, 0.5, 0.5))] for name in ("mean", "std"))
+        self._mean, self._std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (self.mean, self.std))
         self._is_eva, self._is_beit = is_eva(vit), is_beit(vit)
         self._reads_class_token = vit.global_pool == "token" and not is_distilled(vit)
         self._short_last_block = self._reads_class_token and is_plain(vit.blocks[-1])

@@ -65,6 +65,14 @@ class CheckpointStore:
         """The file of a round's checkpoint."""
         return f"{self._path}/round_{round:06d}.pt"
 
+    def rounds(self) -> list[int]:
+        """Rounds of which there is a checkpoint, ascending."""
+        return list(self._numbered("round"))
+
+    def of(self, round: int) -> Checkpoint:
+        """Read the checkpoint of a round that is there. Raises InputError where it is damaged."""
+        return self._whole(self.name(round), round)
+
     def is_empty(self) -> bool:
         """Whether there is no checkpoint."""
         return not self._numbered("round")
@@ -97,7 +105,7 @@ class CheckpointStore:
         name = f"{self._path}/{BEST}"
         if not self._fs.exists(name):
             return None
-        return self._best_in(name)
+        return self._whole(name, None)
 
     def take_back_best(self, checkpoint: Checkpoint) -> str | None:
         """Make ``best.pt`` what it was when ``checkpoint`` was written; a line where that cannot be.
@@ -127,7 +135,7 @@ class CheckpointStore:
         for name in self._numbered("earlier").values():
             self._fs.rm_file(name)
 
-    def _best_in(self, name: str) -> Checkpoint:
+    def _whole(self, name: str, round: int | None) -> Checkpoint:
         data = self._read(name)
         try:
             content = raw(data)
@@ -135,7 +143,7 @@ class CheckpointStore:
             raise
         except Exception as error:  # as in `latest`
             raise InputError(f"{name}: not readable ({' '.join(str(error).split())})") from None
-        return decoded(content, name, None)
+        return decoded(content, name, round)
 
     def _save_best(self, checkpoint: Checkpoint, best: Best, state: State) -> None:
         name = f"{self._path}/{BEST}"

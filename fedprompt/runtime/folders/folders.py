@@ -16,7 +16,7 @@ from fedprompt.errors import InputError
 from fedprompt.tracking.files import write_atomic
 from fedprompt.tracking.tracker import OWN_FILES
 
-Kind = Literal["run", "report", "partition"]
+Kind = Literal["run", "report", "partition", "export"]
 CHECKPOINT = "round_" + "[0-9]" * 6 + "*.pt"
 EARLIER = CHECKPOINT.replace("round", "earlier")
 PERSONALIZED = ("personalize.yaml", "personalize.csv", "curve.csv", "curve.png", "result.json", "error.txt")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from ray.util.placement_group import PlacementGroup
 
+from fedprompt import allocation
 from fedprompt.blackbox.access import VARIABLE
 from fedprompt.config.schema import Config
 from fedprompt.failure import UNTOLD, told
@@ -39,6 +40,7 @@ class Driver:
         held: Held | PassedOn = NOBODY,
         token: str | None = None,
     ) -> None:
+        allocation.prepare()
         if token is not None:  # of a black-box service: a cluster's processes have not the command's environment
             os.environ[VARIABLE] = token
         self._config, self._output, self._places, self._held = config, Path(output), places, held

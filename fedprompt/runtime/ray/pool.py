@@ -20,6 +20,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from fedprompt import allocation
 from fedprompt.client.evaluate import Predictions
 from fedprompt.client.personal import Point, Tuning
 from fedprompt.client.tasks import Task, Update
@@ -49,7 +50,16 @@ from fedprompt.runtime.worker import Worker
 RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before the run fails
 UNREACHABLE = 60  # seconds that a worker may be out of reach, until its host is known to be dead or is back
 
-ClientWorker = ray.remote(Worker)
+
+class _Process(Worker):
+    """A worker in a process of its own."""
+
+    def __init__(self, *arguments: Any) -> None:
+        allocation.prepare()
+        super().__init__(*arguments)
+
+
+ClientWorker = ray.remote(_Process)
 # Makes one call on the worker that it is given: the result, and what Ray needs to repeat the call
 Call = Callable[[Any], tuple[ray.ObjectRef, Sequence[Any]]]
 

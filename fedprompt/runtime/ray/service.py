@@ -16,6 +16,7 @@ import torch
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from fedprompt import allocation
 from fedprompt.blackbox.batching import Batcher, Desk
 from fedprompt.blackbox.service import Ledger, Request, Scorer, is_answerable, no_scores
 from fedprompt.config.schema import Config
@@ -30,6 +31,7 @@ class ServiceActor:
     """The service, whose requests are answered together where they come together."""
 
     def __init__(self, config: Config, classes: int, public: Split, threads: int) -> None:
+        allocation.prepare()
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision("high")
         self._config, self._classes, self._public = config, classes, public
