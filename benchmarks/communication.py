@@ -21,6 +21,7 @@ from fedprompt.client.tasks import Training
 from fedprompt.client.train import train_group
 from fedprompt.config.parsing import load
 from fedprompt.config.schema import Config
+from fedprompt.data.inputs import ImageInputs
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.params import size_in_bytes
 from fedprompt.programs import program
@@ -75,7 +76,8 @@ def _travelling(overrides: Sequence[str], classes: int) -> tuple[int, int]:
 def _one_image(model: PromptedModel, config: Config) -> Examples:
     size = config.backbone.image_size
     image = np.zeros((1, size, size, 3), dtype=np.uint8)
-    return prepare(model, Examples(np.zeros(1, np.int64), np.zeros(1, np.int64), image), keep_tokens=True)
+    raw = Examples(np.zeros(1, np.int64), np.zeros(1, np.int64), ImageInputs(image))
+    return prepare(model, raw, keep_tokens=True)
 
 
 if __name__ == "__main__":

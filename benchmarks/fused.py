@@ -45,12 +45,12 @@ def main(json_path: Path | None, quick: bool = False) -> None:
     start = worker.facts().params
     tasks = [Task(client, start, settings.local.epochs) for client in range(len(data.clients))]
     raw = [raw_examples(data.client(task.client)) for task in tasks]
-    kept, queries = ([worker.prepare(own, own.images, keep) for own in raw] for keep in (True, False))
-    images = [own.images for own in raw]
+    kept, queries = ([worker.prepare(own, own.inputs, keep) for own in raw] for keep in (True, False))
+    inputs = [own.inputs for own in raw]
     ways = {
         FUSED: lambda: worker.train(0, tasks, *kept),
         ALONE: lambda: _alone(worker, tasks, kept),
-        RECOMPUTED: lambda: worker.train(0, tasks, *queries, *images),
+        RECOMPUTED: lambda: worker.train(0, tasks, *queries, *inputs),
     }
     times, updates = in_turn(ways, turns=1 if quick else 5)  # each ends with its params on the CPU: a GPU has finished
     steps = [update.steps for update in updates[FUSED]]

@@ -36,9 +36,10 @@ from fedprompt.client.rules.base import LocalOptions
 from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group
+from fedprompt.data.inputs import ImageInputs
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.compiled import compile_blocks
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel, torch_device
@@ -126,20 +127,20 @@ def main(json_path: Path | None, quick: bool = False) -> None:
         json_path.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def flops_per_image(backbone: Backbone, prompts: int) -> float:
+def flops_per_image(backbone: ViT, prompts: int) -> float:
     """Operations of the backbone's products for one training image with ``prompts`` prompts at the input.
 
     Per token a block multiplies by 4 D² + 2 D H weights, and attention with T tokens takes 4 T D more; backwards the
     activations' gradient takes the former once and the latter twice. The last block makes keys and values of all
     tokens, the rest for the class token alone. The patch embedding has no backward pass.
     """
-    width, tokens = backbone.width, backbone.tokens_per_image + prompts
+    width, tokens = backbone.width, backbone.tokens_per_sample + prompts
     hidden = backbone.vit.blocks[0].mlp.fc1.out_features
     linear, attention = 2 * (4 * width**2 + 2 * width * hidden), 4 * tokens * width
     one = 2 * linear + 3 * attention  # a token in a block, forwards and backwards
     keys_and_values = 2 * 2 * 2 * width**2
     last = one + (tokens - 1) * keys_and_values
-    patches = backbone.vit.patch_embed.num_patches * 2 * 3 * backbone.patch_size**2 * width
+    patches = backbone.vit.patch_embed.num_patches * 2 * 3 * backbone.vit.patch_embed.patch_size[0] ** 2 * width
     return (backbone.depth - 1) * tokens * one + last + patches
 
 
@@ -205,7 +206,7 @@ def _measure(
     model = _model(row, low, device)
     if row.model not in prepared:
         raw = [_images(client, size.images) for client in range(max(size.cohorts))]
-        examples = [Examples(labels, np.zeros_like(labels), images) for images, labels in raw]
+        examples = [Examples(labels, np.zeros_like(labels), ImageInputs(images)) for images, labels in raw]
         prepared[row.model] = [prepare(model, own, keep_tokens=False) for own in examples]
     if row.way != EAGER:
         torch.compiler.reset()  # every row compiles for its own sizes, as a process of its own would
@@ -238,7 +239,7 @@ def _measure(
 
 def _model(row: Row, low: torch.dtype | None, device: torch.device) -> PromptedModel:
     vit = create_backbone(row.model, "random", row.pixels)
-    backbone = Backbone(vit, row.pixels, device=device, autocast=low)
+    backbone = ViT(vit, row.pixels, device=device, autocast=low)
     return PromptedModel(backbone, PromptOptions("pool", top_k=PROMPTS), HeadOptions(), CLASSES)
 
 

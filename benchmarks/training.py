@@ -52,7 +52,7 @@ MM, FROZEN = "torch.mm", "frozen_linear"
 
 def raw_examples(split: Split) -> Examples:
     """Examples of which nothing has been computed yet."""
-    return Examples(labels=split.labels, domains=split.domains, images=split.images)
+    return Examples(labels=split.labels, domains=split.domains, inputs=split.inputs)
 
 
 class Group:
@@ -68,15 +68,15 @@ class Group:
         start = self.worker.facts().params
         self.tasks = [Task(client, start, self.settings.local.epochs) for client in range(CLIENTS)]
         begun = time.process_time()
-        self.examples = [self.worker.prepare(examples, examples.images, True) for examples in self.raw]
+        self.examples = [self.worker.prepare(examples, examples.inputs, True) for examples in self.raw]
         self.prepare_seconds = time.process_time() - begun
         # without kept tokens, every step needs the images
-        self.images = [own.images for own in self.raw if self.examples[0].tokens is None]
+        self.inputs = [own.inputs for own in self.raw if self.examples[0].tokens is None]
         self.model: PromptedModel = self.worker._model
 
     def train(self) -> list[Update]:
         """Train all clients, as one batch."""
-        return self.worker.train(0, self.tasks, *self.examples, *self.images)
+        return self.worker.train(0, self.tasks, *self.examples, *self.inputs)
 
 
 class Obvious:
@@ -103,7 +103,7 @@ class Obvious:
         optimizer = torch.optim.Adam(rates, betas=local.betas, eps=local.eps)
         rng, losses = generator(seed, Stream.BATCHES, 0, task.client), []
         for indices in plan_batches(len(examples), local.epochs, local.batch_size, rng):
-            images = torch.stack([self._load(examples.images[i]) for i in indices])
+            images = torch.stack([self._load(image) for image in examples.inputs[indices].pixels()])
             loss = self._loss(params, images, torch.from_numpy(examples.labels[indices]))
             optimizer.zero_grad()
             loss.backward()
@@ -142,7 +142,7 @@ def needed_operations(model: PromptedModel, images: int, prompts: int) -> float:
     Forward and the gradient of the activations; of the last block the class token only; of the first block's queries,
     keys and values the gradient at the prompts only.
     """
-    width, tokens = model.backbone.width, model.backbone.tokens_per_image + prompts
+    width, tokens = model.backbone.width, model.backbone.tokens_per_sample + prompts
     hidden = model.backbone.vit.blocks[0].mlp.fc1.out_features
     per_token = 2 * width * (width + 2 * hidden)  # after attention
     project = 2 * width * width  # one of query, key, value
@@ -169,7 +169,7 @@ def _compare(size: int, images: int, turns: int, overrides: Sequence[str]) -> di
     obvious = Obvious(exact)
     prompts = exact.settings.prompt.top_k
     width, hidden = exact.model.backbone.width, exact.model.backbone.vit.blocks[0].mlp.fc1.out_features
-    rows = CLIENTS * exact.settings.local.batch_size * (exact.model.backbone.tokens_per_image + prompts)
+    rows = CLIENTS * exact.settings.local.batch_size * (exact.model.backbone.tokens_per_sample + prompts)
     x, weight = torch.randn(rows, width), torch.randn(hidden, width)
     repeats = max(1, round(2e10 / (2 * rows * width * hidden)))  # about a fifth of a second
     torch.backends.cuda.enable_flash_sdp(True)

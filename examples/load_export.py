@@ -1,7 +1,8 @@
 """Load what `fedprompt export RUN_DIR --output DIR` wrote, in plain torch and timm: python load_export.py DIR FILE ...
 
 It covers the kinds of prompts `prompt`, `deep`, `pool` and `none`, with the heads `mlp` and `linear` on features of a
-Vision Transformer with a class token. It needs torch, timm, safetensors, numpy and Pillow, and nothing of fedprompt.
+Vision Transformer with a class token, in which no token but the class token precedes the prompts. It needs torch, timm,
+safetensors, numpy and Pillow, and nothing of fedprompt.
 """
 
 import json
@@ -25,7 +26,10 @@ class ExportedModel(torch.nn.Module):
         self.trained = load_file(Path(folder, "trained.safetensors"))
         about = self.about["backbone"]
         self.vit = timm.create_model(about["name"], img_size=about["image_size"], num_classes=about["classifier"])
+        if type(self.vit).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
+            sys.exit(f"{folder}: has the backbone {about['name']}; allowed: those of timm's class VisionTransformer")
         self.vit.load_state_dict(load_file(Path(folder, "backbone.safetensors")))
+        self.at = 0 if self.vit.cls_token is None else 1  # prompts stand behind the class token
         self.eval()
 
     def pixels(self, images):
@@ -41,14 +45,22 @@ class ExportedModel(torch.nn.Module):
         mean, std = (torch.tensor(how[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
         return (x - mean) / std
 
-    def features(self, tokens, first):
-        """Run the blocks from `first` on, and read the class token."""
+    def inserted(self, prompts, tokens):
+        """Put prompts [n, L, D] among tokens [n, T, D]."""
+        return torch.cat([tokens[:, : self.at], prompts, tokens[:, self.at :]], dim=1)
+
+    def without(self, count, tokens):
+        """Take so many prompts out again."""
+        return torch.cat([tokens[:, : self.at], tokens[:, self.at + count :]], dim=1)
+
+    def features(self, tokens, first, prompts=0):
+        """Run the blocks from `first` on, and read out, without the prompts."""
         for block in self.vit.blocks[first:]:
             tokens = block(tokens)
-        return self.vit.fc_norm(self.vit.norm(tokens)[:, 0])
+        return self.vit.forward_head(self.vit.norm(self.without(prompts, tokens)), pre_logits=True)
 
     def prompted(self, tokens):
-        """Class features [n, D] of embedded images [n, T, D], with the trained prompts."""
+        """Features [n, D] of embedded images [n, T, D], with the trained prompts."""
         kind, layer, depth = self.about["prompt"]["kind"], self.about["prompt"]["layer"], len(self.vit.blocks)
         if kind == "none":
             return self.features(tokens, 0)
@@ -57,13 +69,13 @@ class ExportedModel(torch.nn.Module):
             tokens = block(tokens)
         if kind in ("prompt", "pool"):
             prompts = self.trained["prompt"].expand(len(tokens), -1, -1) if kind == "prompt" else self.selected(query)
-            return self.features(inserted(prompts, tokens), layer)
+            return self.features(self.inserted(prompts, tokens), layer, prompts.shape[1])
         for block in range(layer, depth - 1):
             prompts = self.trained["deep"][block - layer]
-            tokens = self.vit.blocks[block](inserted(prompts.expand(len(tokens), -1, -1), tokens))
-            tokens = torch.cat([tokens[:, :1], tokens[:, 1 + len(prompts) :]], dim=1)
+            tokens = self.vit.blocks[block](self.inserted(prompts.expand(len(tokens), -1, -1), tokens))
+            tokens = self.without(len(prompts), tokens)
         last = self.trained["deep"][-1].expand(len(tokens), -1, -1)
-        return self.features(inserted(last, tokens), depth - 1)
+        return self.features(self.inserted(last, tokens), depth - 1, last.shape[1])
 
     def selected(self, query):
         """The prompts [n, k, D] of the pool that a batch votes for, or each image's own."""
@@ -99,11 +111,6 @@ class ExportedModel(torch.nn.Module):
         """Names of classes, and probabilities [n, K]."""
         probabilities = self(images).softmax(1)
         return [self.about["classes"][i] for i in probabilities.argmax(1)], probabilities
-
-
-def inserted(prompts, tokens):
-    """Put prompts behind the class token."""
-    return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def partition(config: tuple[str, ...], output: Path | None, features: bool) -> N
     import pandas as pd
 
     from fedprompt.data import feature_distance, measures
-    from fedprompt.runtime.build import build_data, features_of
+    from fedprompt.runtime.build import build_data, frozen_features
     from fedprompt.tracking.partition_table import partition_lines
 
     path, overrides = _split(config)
@@ -177,7 +177,7 @@ def partition(config: tuple[str, ...], output: Path | None, features: bool) -> N
     measured = measures(counts)
     if features:
         measured["feature_distance"] = feature_distance(
-            features_of(settings, data.train.split)[data.train.indices], data.clients
+            frozen_features(settings, data.train.split)[data.train.indices], data.clients
         )
     for name, value in measured.items():
         click.echo(f"{name}: {value:.4g}")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fedprompt.client.examples import Examples
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.data.inputs import ImageInputs
+from fedprompt.models.backbones.base import Tokens
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.batch import Batch, groups_of
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
@@ -72,9 +74,9 @@ def make_vit() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def backbone(make_vit) -> Backbone:
+def backbone(make_vit) -> ViT:
     """The tiny ViT as the frozen backbone."""
-    return Backbone(make_vit(), 28)
+    return ViT(make_vit(), 28)
 
 
 @pytest.fixture(scope="session")
@@ -97,18 +99,21 @@ def make_examples() -> Callable[..., Examples]:
         rng = np.random.default_rng([n, seed])
         fields = rng.integers(0, 256, (n, 4, 4, channels), dtype=np.uint8)
         images = fields.repeat(size // 4, axis=1).repeat(size // 4, axis=2)
-        return Examples(rng.integers(0, classes, n), np.zeros(n, dtype=np.int64), images)
+        return Examples(rng.integers(0, classes, n), np.zeros(n, dtype=np.int64), ImageInputs(images))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """Make a batch of groups of the given sizes out of whatever the test gives it."""
+    """Make a batch of groups of the given sizes out of what the test gives it; images and tokens may be tensors."""
 
-    def make(counts: Sequence[int], **given: Tensor | None) -> Batch:
+    def make(
+        counts: Sequence[int], images: Tensor | None = None, tokens: Tokens | Tensor | None = None, **given: Tensor
+    ) -> Batch:
         group, slot = groups_of(tuple(counts), "cpu")
-        absent = dict.fromkeys(("mask", "images", "tokens", "query", "keep"))
+        absent = {**dict.fromkeys(("mask", "query", "keep")), "inputs": None if images is None else (images,)}
+        absent["tokens"] = Tokens(tokens) if isinstance(tokens, Tensor) else tokens
         labels = torch.zeros(sum(counts), dtype=torch.int64)
         return Batch(counts=tuple(counts), group=group, slot=slot, **{"labels": labels, **absent, **given})
 

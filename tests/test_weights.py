@@ -232,12 +232,14 @@ def test_mistyped_name_is_answered_with_the_nearest():
     assert "did you mean 'vit_base_patch32_224.augreg_in21k_ft_in1k'?" in text
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "vit_medium_patch16_gap_240"])
-def test_models_without_a_class_token_are_refused(name):
-    assert message(name, "random", 240).startswith(f"backbone.name: '{name}' is not a VisionTransformer")
+@pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "xcit_nano_12_p16_224"])
+def test_models_that_take_no_prompts_are_refused(name):
+    text = message(name, "random", 224)
+    assert text.startswith(f"backbone.name: '{name}' takes no prompts, for it is ")
+    assert "; allowed: " in text
 
 
-UNFIT = [("vit_7b_patch16_dinov3", 224), ("resnet18", 224), ("swin_large_patch4_window12_384", 384), (TINY, 33)]
+UNFIT = [("vit_relpos_base_patch16_224", 224), ("resnet18", 224), ("swin_large_patch4_window12_384", 384), (TINY, 33)]
 
 
 @pytest.mark.parametrize(("name", "size"), [*UNFIT, (TINY, 2**40)])

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from fedprompt.api.models import Model
 from fedprompt.errors import InputError
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.runtime.folders.folders import check_free, mark
 from fedprompt.tracking.files import write_atomic
 
@@ -47,17 +48,21 @@ def _trained(model: Model) -> dict[str, Any]:
 
 
 def _backbone(model: Model) -> dict[str, Any]:
-    vit = getattr(model.inner.backbone, "vit", None)
-    if vit is None:
+    return dict(_backbone_of(model).vit.state_dict())
+
+
+def _backbone_of(model: Model) -> ViT:
+    backbone = model.inner.backbone
+    if not isinstance(backbone, ViT):
         raise InputError(
             f"backbone.name: '{model.config.backbone.name}' is no timm model and cannot be exported; allowed: timm's"
         )
-    return dict(vit.state_dict())
+    return backbone
 
 
 def description(model: Model) -> dict[str, Any]:
     """What a program must know to put the tensors together; plain values."""
-    config, backbone = model.config, model.inner.backbone
+    config, backbone = model.config, _backbone_of(model)
     return {
         "format": FORMAT,
         "classes": list(model.classes),
@@ -65,7 +70,7 @@ def description(model: Model) -> dict[str, Any]:
             "name": config.backbone.name,
             "library": "timm",
             "image_size": config.backbone.image_size,
-            "classifier": backbone.classes,
+            "classifier": backbone.vit.num_classes,
         },
         "preprocessing": {
             "values": "uint8 / 255",

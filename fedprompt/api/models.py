@@ -16,6 +16,7 @@ from fedprompt.algorithms.base import Algorithm
 from fedprompt.client.evaluate import logits
 from fedprompt.client.examples import Examples
 from fedprompt.config.schema import Config
+from fedprompt.data.inputs import ImageInputs
 from fedprompt.data.sources.pictures import read_image, rgb
 from fedprompt.errors import InputError, RunFailed, shown
 from fedprompt.models.model import PromptedModel
@@ -58,7 +59,7 @@ class Model(nn.Module):
         """
         pixels = np.ascontiguousarray(images.cpu().numpy() if isinstance(images, Tensor) else images)
         none = np.zeros(len(pixels), dtype=np.int64)
-        return logits(self.inner, self.params, Examples(none, none, pixels), self.config.local.batch_size)
+        return logits(self.inner, self.params, Examples(none, none, ImageInputs(pixels)), self.config.local.batch_size)
 
     def predict(self, images: Images) -> tuple[list[str], np.ndarray]:
         """Class names and probabilities float32 [n, K] of images.

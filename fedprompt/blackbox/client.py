@@ -54,7 +54,8 @@ class ServedModel:
     @torch.no_grad()
     def forward(self, params: Params, batch: Batch) -> Output:
         """Class scores [M, K] for stacked params {name: [G, ...]}; classes that a sample cannot have score -inf."""
-        pixels = to_pixels(batch.images, self._options.image_size, self._options.crop)
+        (raw,) = batch.given
+        pixels = to_pixels(raw, self._options.image_size, self._options.crop)
         images = prompted(params, pixels, batch, self._options.strength)
         request = (*self._request, self._number)
         self._number += 1

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError, OutOfBudget
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import ImageBackbone
+from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.heads.prototypes import prototype_scores
+from fedprompt.models.model import head_inputs
 
 EVALUATION = -1  # who asks when a state is scored: counted apart from the clients
 REMEMBERED = 2**17  # newest requests that a ledger knows again, of all clients together
@@ -117,15 +119,16 @@ def no_scores(images: np.ndarray, classes: int) -> np.ndarray:
 class Scorer:
     """The frozen model behind a service: prompted images in, log-probabilities out."""
 
-    def __init__(self, backbone: Backbone, prototypes: Tensor, scale: float) -> None:
-        self._backbone, self._prototypes, self._scale = backbone, prototypes, scale
+    def __init__(self, backbone: ImageBackbone, prototypes: Tensor, head: HeadOptions) -> None:
+        self._backbone, self._prototypes, self._head = backbone, prototypes, head
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Log-probabilities float32 [n, K] of images float32 [n, 3, S, S]."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self._backbone.device)
-        features = self._backbone.class_feature(self._backbone.embed_pixels(pixels), 0)
-        return F.log_softmax(prototype_scores(features, self._prototypes, self._scale), dim=1).cpu().numpy()
+        features = self._backbone.features_from(self._backbone.embed_pixels(pixels), 0)
+        read = head_inputs(self._backbone, self._head, features)
+        return F.log_softmax(prototype_scores(read, self._prototypes, self._head.scale), dim=1).cpu().numpy()
 
     @property
     def classes(self) -> int:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.client.examples import Examples, writable
+from fedprompt.client.examples import Examples, tensors, writable
 from fedprompt.client.tasks import Task, Training, steps_of
-from fedprompt.data.images import Images
+from fedprompt.data.inputs import Inputs, gathered
+from fedprompt.models.backbones.base import InputTensors, Tokens
 from fedprompt.models.batch import Batch, groups_of
 from fedprompt.models.heads.classifier import dropout_factors
 from fedprompt.models.model import PromptedModel
@@ -21,7 +22,8 @@ from fedprompt.seeding import Stream, generator
 
 def plan_batches(samples: int, epochs: float, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Indices of every step's batch: a fresh permutation per epoch, the last batch of an epoch as small as it falls."""
-    steps, batches = steps_of(samples, epochs, batch_size), []
+    steps = steps_of(samples, epochs, batch_size)
+    batches: list[np.ndarray] = []
     while len(batches) < steps:
         order = rng.permutation(samples)
         batches += [order[start : start + batch_size] for start in range(0, samples, batch_size)]
@@ -93,15 +95,16 @@ class Arrays:
     """Examples one after the other on the model's device, from which batches are gathered."""
 
     def __init__(self, parts: Sequence[Examples], domain_classes: np.ndarray | None, device: torch.device) -> None:
-        images = [part.images for part in parts]
-        examples = Examples.concatenate([replace(part, images=None) for part in parts])
+        inputs = [part.inputs for part in parts if part.inputs is not None]
+        examples = Examples.concatenate([replace(part, inputs=None) for part in parts])
 
         def move(array: np.ndarray | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(writable(array)).to(device)
 
-        self._labels = move(examples.labels)
-        self._images = None if any(array is None for array in images) else _Images(images, device)
-        self._tokens, self._query = move(examples.tokens), move(examples.query)
+        self._labels = torch.from_numpy(writable(examples.labels)).to(device)
+        self._inputs = _Source(inputs, device) if len(inputs) == len(parts) else None
+        tokens, self._query = move(examples.tokens), move(examples.query)
+        self._tokens = None if tokens is None else Tokens(tokens, move(examples.token_mask))
         self._mask = None if domain_classes is None else move(domain_classes[examples.domains])
 
     def batch(self, at: Tensor, group: Tensor, slot: Tensor, counts: tuple[int, ...], keep: Tensor | None) -> Batch:
@@ -117,31 +120,27 @@ class Arrays:
             counts=counts,
             group=group,
             slot=slot,
-            labels=pick(self._labels),
+            labels=self._labels.index_select(0, at),
             mask=pick(self._mask),
-            images=None if self._images is None else self._images.pick(at),
-            tokens=pick(self._tokens),
+            inputs=None if self._inputs is None else self._inputs.pick(at),
+            tokens=None if self._tokens is None else self._tokens.index_select(at),
             query=pick(self._query),
             keep=keep,
         )
 
 
-class _Images:
-    """Images of several parts, one after the other: on a GPU as one tensor, else where they lie, too large to copy."""
+class _Source:
+    """Inputs of several parts, one after the other: on a GPU as tensors, else where they lie, too large to copy."""
 
-    def __init__(self, parts: Sequence[Images], device: torch.device) -> None:
-        self._parts, self._starts = parts, np.cumsum([0, *map(len, parts)])
-        self._on_gpu: Tensor | None = None
+    def __init__(self, parts: Sequence[Inputs], device: torch.device) -> None:
+        self._parts = parts
+        self._on_gpu: InputTensors | None = None
         if device.type != "cpu":
-            self._on_gpu = torch.cat([torch.from_numpy(writable(part[:])).to(device) for part in parts])
+            whole = gathered(parts, np.arange(sum(map(len, parts))))
+            self._on_gpu = tuple(array.to(device) for array in tensors(whole))
 
-    def pick(self, at: Tensor) -> Tensor:
-        """The images ``at`` [M], uint8 [M, H, W, channels]."""
+    def pick(self, at: Tensor) -> InputTensors:
+        """The inputs ``at`` [M], each array [M, ...]."""
         if self._on_gpu is not None:
-            return self._on_gpu.index_select(0, at)
-        places = at.numpy()
-        picked = np.empty((len(places), *self._parts[0].shape[1:]), dtype=np.uint8)
-        for part, start in zip(self._parts, self._starts):
-            here = (places >= start) & (places < start + len(part))
-            picked[here] = part[places[here] - start]
-        return torch.from_numpy(picked)
+            return tuple(array.index_select(0, at) for array in self._on_gpu)
+        return tensors(gathered(self._parts, at.numpy()))

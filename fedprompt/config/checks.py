@@ -63,8 +63,6 @@ def _check_prototypes(config: Config) -> None:
         raise InputError(f"head.kind: 'prototypes' goes with prompt.kind = visual, not {prompt}; allowed: mlp, linear")
     if head.personal:
         raise InputError("head.personal: true needs a trained head, and head.kind is prototypes; allowed: false")
-    if head.input != "features":
-        raise InputError(f"head.input: '{head.input}' does not go with head.kind = prototypes; allowed: features")
 
 
 def _check_sizes(config: Config) -> None:

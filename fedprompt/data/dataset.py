@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: images, labels and domains as plain arrays."""
+"""What a data set is to the rest of the project: inputs, and their labels and domains as plain arrays."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from functools import cached_property
 
 import numpy as np
 
-from fedprompt.data.images import Rows
+from fedprompt.data.inputs import ImageInputs, Inputs
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [n, H, W, channels (1 or 3)], labels int64 [n] and domains int64 [n] (zeros: one domain)."""
+    """n inputs, their labels int64 [n] and domains int64 [n] (zeros: one domain)."""
 
-    images: np.ndarray
+    inputs: Inputs
     labels: np.ndarray
     domains: np.ndarray
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.shape[3] not in (1, 3) or self.images.dtype != np.uint8:
-            raise ValueError(f"images must be uint8 [n, H, W, 1 or 3], not {self.images.dtype} {self.images.shape}")
         for name in ("labels", "domains"):
             array = getattr(self, name)
-            if array.shape != (len(self.images),) or array.dtype != np.int64:
-                raise ValueError(f"{name} must be int64 [{len(self.images)}], not {array.dtype} {array.shape}")
+            if array.shape != (len(self.inputs),) or array.dtype != np.int64:
+                raise ValueError(f"{name} must be int64 [{len(self.inputs)}], not {array.dtype} {array.shape}")
 
     @classmethod
     def of(cls, images: np.ndarray, labels: np.ndarray, domains: np.ndarray | None = None) -> Split:
@@ -32,7 +30,7 @@ class Split:
         images = images[..., None] if images.ndim == 3 else images
         labels = np.asarray(labels, dtype=np.int64)
         domains = np.zeros_like(labels) if domains is None else np.asarray(domains, dtype=np.int64)
-        return cls(np.ascontiguousarray(images), labels, domains)
+        return cls(ImageInputs(np.ascontiguousarray(images)), labels, domains)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,12 +38,12 @@ class Split:
     def take(self, indices: np.ndarray) -> Split:
         """Return contiguous copies of the samples at ``indices`` (int [m]), in that order."""
         indices = np.asarray(indices, dtype=np.int64)
-        return Split(self.images[indices], self.labels[indices], self.domains[indices])
+        return Split(self.inputs[indices].copied(), self.labels[indices], self.domains[indices])
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The samples ``indices`` (int64 [n]) of a split, in that order; its images stay where they are until taken."""
+    """The samples ``indices`` (int64 [n]) of a split, in that order; its inputs stay where they are until taken."""
 
     split: Split
     indices: np.ndarray
@@ -56,16 +54,18 @@ class View:
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels, int64 [n]."""
-        return self.split.labels[self.indices]
+        labels: np.ndarray = self.split.labels[self.indices]
+        return labels
 
     @cached_property
     def domains(self) -> np.ndarray:
         """Domains, int64 [n]."""
-        return self.split.domains[self.indices]
+        domains: np.ndarray = self.split.domains[self.indices]
+        return domains
 
-    def images(self, indices: np.ndarray) -> Rows:
-        """The images at ``indices`` (int [m]) of this view, none of them copied."""
-        return Rows(self.split.images, self.indices[indices])
+    def inputs(self, indices: np.ndarray) -> Inputs:
+        """The inputs at ``indices`` (int [m]) of this view, none of them copied."""
+        return self.split.inputs[self.indices[indices]]
 
     def take(self, indices: np.ndarray) -> Split:
         """Return copies of the samples at ``indices`` (int [m]) of this view, in that order."""

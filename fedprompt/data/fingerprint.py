@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedprompt.data.dataset import Dataset, Split
+from fedprompt.data.inputs import Inputs
 
 Fingerprint = dict[str, Any]  # plain values, as they stand in a checkpoint
 
@@ -30,10 +31,10 @@ def fingerprint(dataset: Dataset) -> Fingerprint:
         split: Split = getattr(dataset, name)
         found[name] = {
             "images": len(split),
-            "shape": [int(size) for size in split.images.shape[1:]],
+            "shape": [int(size) for size in split.inputs.shape],
             "per_class": np.bincount(split.labels, minlength=len(dataset.class_names)).tolist(),
             "labels": _digest(split.labels, split.domains),
-            "content": _content(split.images),
+            "content": _content(split.inputs),
         }
     allowed = dataset.domain_classes
     found["domain_classes"] = None if allowed is None else _digest(np.asarray(allowed, dtype=bool))
@@ -93,17 +94,15 @@ def _listed(names: Sequence[str]) -> str:
 def _digest(*arrays: np.ndarray) -> str:
     state = hashlib.sha256()
     for array in arrays:
-        state.update(np.ascontiguousarray(array))
+        state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()[:16]
 
 
-def _content(images: np.ndarray) -> str:
-    """Digest of all images, or of evenly spaced ones up to ``SAMPLE_BYTES``."""
-    each = max(1, int(np.prod(images.shape[1:])))
-    count = min(len(images), max(1, SAMPLE_BYTES // each))
-    if count == len(images):
-        return _digest(images)
+def _content(inputs: Inputs) -> str:
+    """Digest of all samples, or of evenly spaced ones up to ``SAMPLE_BYTES``."""
+    each = max(1, int(np.prod(inputs.shape)))
+    count = min(len(inputs), max(1, SAMPLE_BYTES // each))
+    chosen = inputs if count == len(inputs) else inputs[np.linspace(0, len(inputs) - 1, count).astype(np.int64)]
     state = hashlib.sha256()
-    for index in np.linspace(0, len(images) - 1, count).astype(np.int64):
-        state.update(np.ascontiguousarray(images[index]))
+    chosen.hash_into(state)
     return state.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Where images lie: rows of an array that are copied only when they are used, and memory that processes can share.
+"""Where images lie: memory that the processes of a host share.
 
 A large data set is held once on its host. Whoever reads it there, this process or a worker, picks the rows of a batch
 out of the same pages; only a process on another host needs copies.
@@ -19,29 +19,6 @@ class NotHere(Exception):
     """The memory of a handle is not this host's, or its owner has ended."""
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The images ``indices`` (int [n]) of an array [N, H, W, channels], which stay where they are until picked."""
-
-    array: np.ndarray
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, at: np.ndarray | slice) -> np.ndarray:
-        """Copies of the images ``at``, uint8 [m, H, W, channels]."""
-        return self.array[self.indices[at]]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of all of them, as if they were copied."""
-        return (len(self), *self.array.shape[1:])
-
-
-Images = np.ndarray | Rows
-
-
 def empty(shape: tuple[int, ...]) -> np.ndarray:
     """Zeros, uint8, in memory that other processes of this host can map, where the system has such (Linux)."""
     size = int(np.prod(shape))
@@ -52,6 +29,9 @@ def empty(shape: tuple[int, ...]) -> np.ndarray:
 
 class _Shared(mmap.mmap):
     """A mapping that knows where another process finds it; its pages go back with the last process that maps them."""
+
+    place: int
+    name: str
 
     @classmethod
     def of(cls, size: int) -> _Shared:
@@ -87,18 +67,6 @@ class Handle:
     def open(self) -> np.ndarray:
         """The array itself, read-only. Raises NotHere where this process cannot reach it."""
         return _opened(self)
-
-
-@dataclass(frozen=True, eq=False)
-class SharedRows:
-    """``Rows`` on their way to another process of this host."""
-
-    handle: Handle
-    indices: np.ndarray
-
-    def open(self) -> Rows:
-        """The rows, none of them copied. Raises NotHere on another host."""
-        return Rows(self.handle.open(), self.indices)
 
 
 @lru_cache(maxsize=16)

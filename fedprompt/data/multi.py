@@ -7,6 +7,8 @@ from PIL import Image
 
 from fedprompt.data.dataset import Dataset, Split
 from fedprompt.data.images import empty
+from fedprompt.data.inputs import ImageInputs
+from fedprompt.errors import InputError
 
 
 def join(datasets: list[Dataset]) -> Dataset:
@@ -14,8 +16,12 @@ def join(datasets: list[Dataset]) -> Dataset:
 
     Images are stretched (bilinear) to the largest height and width of all, grey ones repeated over three channels if
     any data set has colours. ``domain_classes`` is block-diagonal: a sample can only be of its own data set's classes.
+    Raises InputError for anything but images.
     """
-    shapes = np.array([d.train.images.shape[1:] for d in datasets])
+    others = [d.name for d in datasets if not isinstance(d.train.inputs, ImageInputs)]
+    if others:
+        raise InputError(f"data.name: '{others[0]}' is joined with others and has no images; allowed: sets of images")
+    shapes = np.array([d.train.inputs.shape for d in datasets])
     height, width, channels = (int(n) for n in shapes.max(axis=0))
     class_starts = np.cumsum([0, *(len(d.class_names) for d in datasets)])
     domain_starts = np.cumsum([0, *(len(d.domain_names) for d in datasets)])
@@ -28,9 +34,9 @@ def join(datasets: list[Dataset]) -> Dataset:
         splits = [getattr(d, part) for d in datasets]
         images = empty((sum(map(len, splits)), height, width, channels))
         for split, room in zip(splits, np.split(images, np.cumsum([len(split) for split in splits])[:-1])):
-            room[:] = fit(split.images, height, width, channels)
+            room[:] = fit(split.inputs.pixels(), height, width, channels)
         return Split(
-            images,
+            ImageInputs(images),
             np.concatenate([split.labels + start for split, start in zip(splits, class_starts)]),
             np.concatenate([split.domains + start for split, start in zip(splits, domain_starts)]),
         )

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedprompt.models.backbones.base import InputTensors, Tokens
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -22,10 +24,16 @@ class Batch:
     slot: Tensor  # int64 [M]: its place within the group
     labels: Tensor  # int64 [M]
     mask: Tensor | None  # bool [M, K]: classes that the sample may have; None: all
-    images: Tensor | None  # uint8 [M, H, W, channels]; None where `tokens` (or `query` alone) takes their place
-    tokens: Tensor | None  # [M, T, D]: tokens before the lowest block that a trained tensor touches
-    query: Tensor | None  # [M, D]: class feature of the backbone without prompts
+    inputs: InputTensors | None  # each [M, ...]; None where `tokens` (or `query` alone) takes their place
+    tokens: Tokens | None  # of M samples, before the lowest block that a trained tensor touches
+    query: Tensor | None  # [M, D]: feature of the backbone without prompts
     keep: Tensor | None  # [G, B, hidden]: dropout factors of the head, 0 or 1 / (1 - p); None: no dropout
+
+    @property
+    def given(self) -> InputTensors:
+        """The inputs, of a batch that has them."""
+        assert self.inputs is not None, "this batch holds no inputs: they were let go when features were prepared"
+        return self.inputs
 
     @property
     def width(self) -> int:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch, Output
 from fedprompt.models.heads.classifier import HeadOptions, apply_head, init_head
 from fedprompt.models.heads.prototypes import prototype_scores
@@ -19,10 +19,10 @@ from fedprompt.models.params import Params
 class PromptedModel:
     """A frozen backbone with what is trained on it. Holds no trained tensor itself: those are ``Params`` from outside.
 
-    ``prototypes`` [K, D] take the place of a trained head where ``head.kind`` says so.
+    ``prototypes`` [K, width] take the place of a trained head where ``head.kind`` says so; for the width see
+    ``head_width``.
 
-    Raises InputError when the kind does not go with this backbone (``make_kind``), or when the head is to read class
-    scores of a backbone that has no classifier.
+    Raises InputError when kind or head do not go with this backbone (``make_kind``, ``head_width``).
     """
 
     def __init__(
@@ -33,26 +33,21 @@ class PromptedModel:
         classes: int,
         prototypes: Tensor | None = None,
     ) -> None:
-        if head.input == "logits" and not backbone.classes:
-            raise InputError(
-                "head.input: 'logits', but these weights (backbone.weights) have no classifier; allowed: features"
-            )
+        self._inputs = head_width(backbone, head)
         self.backbone, self.head, self.classes = backbone, head, classes
         self.device = backbone.device
-        self.prototypes = prototypes  # [K, D], with head.kind = prototypes
+        self.prototypes = prototypes  # with head.kind = prototypes
         self.kind = make_kind(backbone, prompt)
 
     def init(self, rng: np.random.Generator) -> Params:
         """Draw all params at their start: the head first, so that it starts alike under every kind."""
-        inputs = self.backbone.classes if self.head.input == "logits" else self.backbone.width
-        head = init_head(self.head, inputs, self.classes, rng)
+        head = init_head(self.head, self._inputs, self.classes, rng)
         return {**self.kind.init(rng), **head}
 
     def forward(self, params: Params, batch: Batch) -> Output:
         """Class scores [M, K] for stacked params {name: [G, ...]}; classes that a sample cannot have score -inf."""
         features, penalty, selected = self.kind.features(params, batch)
-        if self.head.input == "logits":
-            features = self.backbone.logits(features)
+        features = head_inputs(self.backbone, self.head, features)
         if self.prototypes is not None:
             logits = prototype_scores(features, self.prototypes, self.head.scale)
         else:
@@ -66,6 +61,23 @@ class PromptedModel:
         output = self.forward(params, batch)
         entropy = F.cross_entropy(output.logits, batch.labels, reduction="none")
         return batch.group_mean(entropy) + output.penalty, output
+
+
+def head_width(backbone: Backbone, head: HeadOptions) -> int:
+    """The width of what the head reads: features, or what the backbone's own head makes of them (``head.input``).
+
+    Raises InputError where the head is to read logits of a backbone that has no head of its own.
+    """
+    if head.input == "logits" and not backbone.classes:
+        raise InputError(
+            "head.input: 'logits', but these weights (backbone.weights) have no classifier; allowed: features"
+        )
+    return backbone.classes if head.input == "logits" else backbone.width
+
+
+def head_inputs(backbone: Backbone, head: HeadOptions, features: Tensor) -> Tensor:
+    """What the head reads of features [M, D]: [M, ``head_width``]."""
+    return backbone.logits(features) if head.input == "logits" else features
 
 
 def torch_device(name: str = "auto") -> torch.device:

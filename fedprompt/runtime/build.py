@@ -21,17 +21,19 @@ from fedprompt.algorithms.base import Algorithm, Setting
 from fedprompt.blackbox.client import ImageOptions, ServedModel
 from fedprompt.blackbox.http import HttpService
 from fedprompt.blackbox.service import Scorer, Service
+from fedprompt.client.examples import tensors
 from fedprompt.client.rules.base import LocalOptions, ZerothOptions
 from fedprompt.config.schema import Config
 from fedprompt.data import Dataset, FederatedData, PartitionOptions, Split, federate, load
+from fedprompt.data.inputs import ImageInputs
 from fedprompt.errors import InputError
+from fedprompt.models.backbones.base import Backbone, ImageBackbone, features_of
 from fedprompt.models.backbones.compiled import compile_blocks
-from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.heads.prototypes import class_means, read_embeddings
-from fedprompt.models.kinds import PromptOptions
-from fedprompt.models.model import PromptedModel, torch_device
-from fedprompt.models.weights.named import create_backbone
+from fedprompt.models.kinds import PromptOptions, make_kind
+from fedprompt.models.model import PromptedModel, head_inputs, head_width, torch_device
+from fedprompt.models.weights.named import load_backbone
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def divided_data(config: Config) -> FederatedData:
 
 def _reduction(dataset: Dataset, image_size: int) -> list[str]:
     """Say in a line that images lose most of their pixels, where the shorter side shrinks to less than half."""
-    height, width = dataset.train.images.shape[1:3]
+    if not isinstance(dataset.train.inputs, ImageInputs):
+        return []
+    height, width, _ = dataset.train.inputs.shape
     width, height = dataset.pixels or (width, height)
     if min(width, height) <= 2 * image_size:
         return []
@@ -121,12 +125,17 @@ def build_algorithm(config: Config) -> Algorithm:
 def build_model(config: Config, classes: int, public: Split | None = None) -> PromptedModel:
     """Load the frozen backbone onto this process's device and put kind and head on it.
 
-    ``public``: the images that prototypes are made of or prompts drawn like, where either is so.
+    ``public``: the samples that prototypes are made of or prompts drawn like, where either is so.
     """
     backbone = build_backbone(config)
     prototypes = build_prototypes(config, backbone, classes, public) if config.head.kind == "prototypes" else None
-    prompt = PromptOptions(**config.prompt.model_dump(), public=None if public is None else public.images)
+    prompt = prompt_options(config, public)
     return PromptedModel(backbone, prompt, head_options(config), classes, prototypes)
+
+
+def prompt_options(config: Config, public: Split | None = None) -> PromptOptions:
+    """Settings of what is trained beside the head."""
+    return PromptOptions(**config.prompt.model_dump(), public=None if public is None else public.inputs.arrays())
 
 
 def head_options(config: Config) -> HeadOptions:
@@ -139,15 +148,35 @@ def build_scorer(config: Config, classes: int, public: Split | None) -> Scorer:
     precision = "float32" if config.runtime.precision == "auto" else config.runtime.precision
     runtime = config.runtime.model_copy(update={"precision": precision})
     backbone = build_backbone(config.model_copy(update={"runtime": runtime}))
-    return Scorer(backbone, build_prototypes(config, backbone, classes, public), config.head.scale)
+    if not isinstance(backbone, ImageBackbone):
+        raise InputError(
+            f"backbone.name: '{config.backbone.name}' takes no images, and a service is asked with "
+            "images; allowed: one that takes them"
+        )
+    return Scorer(backbone, build_prototypes(config, backbone, classes, public), head_options(config))
 
 
 def build_prototypes(config: Config, backbone: Backbone, classes: int, public: Split | None) -> Tensor:
-    """Class prototypes [K, D]: from the file that the configuration names, else means of public images' features."""
+    """Class prototypes [K, width]: from the file that the configuration names, else means over public samples.
+
+    They lie where the head reads (``head.input``): among features, or in the space of the backbone's own head, which of
+    CLIP is the joint space of images and texts.
+    """
+    head = head_options(config)
+    width = head_width(backbone, head)
     if config.head.embeddings is not None:
-        return read_embeddings(config.head.embeddings, classes, backbone.width).to(backbone.device)
-    features = backbone.features(torch.from_numpy(public.images))
-    return class_means(features, torch.from_numpy(public.labels).to(features.device), classes)
+        return read_embeddings(config.head.embeddings, classes, width, _other_width(backbone, head)).to(backbone.device)
+    assert public is not None, "config.public_shots is positive for prototypes without a file"
+    with torch.no_grad():
+        read = head_inputs(backbone, head, features_of(backbone, tensors(public.inputs)))
+    return class_means(read, torch.from_numpy(public.labels).to(read.device), classes)
+
+
+def _other_width(backbone: Backbone, head: HeadOptions) -> str:
+    """What embeddings of the other width would need, for a message: those of texts lie in the joint space."""
+    if head.input == "logits":
+        return f"; head.input=features reads {backbone.width}"
+    return f"; head.input=logits reads {backbone.classes}" if backbone.classes else ""
 
 
 def build_remote(config: Config, classes: int) -> HttpService:
@@ -181,21 +210,32 @@ def build_backbone(config: Config) -> Backbone:
     autocast = _autocast(config.runtime.precision, device)
     # on a CPU in bfloat16 and with few tokens, the backward pass of fused attention costs more than plain products
     torch.backends.cuda.enable_flash_sdp(device.type == "cuda" or autocast is None)
-    backbone = Backbone(
-        create_backbone(config.backbone.name, config.backbone.weights, config.backbone.image_size),
-        config.backbone.image_size,
-        crop=config.backbone.crop,
-        device=device,
-        autocast=autocast,
-    )
+    backbone = _load(config, device, autocast)
     if config.runtime.compile:
         compile_blocks(backbone)
     return backbone
 
 
-def features_of(config: Config, split: Split) -> np.ndarray:
-    """Class features float32 [n, D] of a split's images, by the frozen backbone without prompts."""
-    return build_backbone(config).features(torch.from_numpy(split.images)).float().cpu().numpy()
+def outline_backbone(config: Config) -> Backbone:
+    """The backbone without memory for its weights (on torch's meta device), of which no file is read.
+
+    Raises InputError where the kind does not go with it.
+    """
+    backbone = _load(config, torch.device("meta"), None)
+    make_kind(backbone, prompt_options(config))
+    return backbone
+
+
+def _load(config: Config, device: torch.device, autocast: torch.dtype | None) -> Backbone:
+    section = config.backbone
+    return load_backbone(
+        section.name, section.weights, section.image_size, crop=section.crop, device=device, autocast=autocast
+    )
+
+
+def frozen_features(config: Config, split: Split) -> np.ndarray:
+    """Features float32 [n, D] of a split's samples, by the frozen backbone without prompts."""
+    return features_of(build_backbone(config), tensors(split.inputs)).float().cpu().numpy()
 
 
 def local_options(config: Config) -> LocalOptions:

@@ -42,11 +42,14 @@ def _key(config: Config, what: str, raw: Examples) -> str:
     runtime = config.runtime
     settings = (config.backbone, runtime.precision, runtime.compile, runtime.cpus_per_worker, what)
     digest = hashlib.sha256(repr(settings).encode())
-    for array in (raw.images[:], raw.labels, raw.domains):
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(np.ascontiguousarray(array))
+    if raw.inputs is not None:
+        digest.update(f"{type(raw.inputs).__name__} {raw.inputs.shape} {len(raw)}".encode())
+        raw.inputs.hash_into(digest)
+    for array in (raw.labels, raw.domains):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def _size(examples: Examples) -> int:
-    return sum(array.nbytes for f in fields(examples) if (array := getattr(examples, f.name)) is not None)
+    held = (getattr(examples, f.name) for f in fields(examples))
+    return sum(array.nbytes for array in held if isinstance(array, np.ndarray))

@@ -19,7 +19,7 @@ from fedprompt.algorithms import registry
 from fedprompt.config.schema import PROMPTS, Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
-from fedprompt.models.weights.named import blueprint
+from fedprompt.runtime.build import outline_backbone
 
 FLOAT = 4  # bytes
 TRAINED = 4  # copies of what a client trains: values, gradients and the two moments of Adam
@@ -43,7 +43,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Outline:
-    """Sizes of the backbone: width, blocks, tokens per image, and numbers in its weights."""
+    """Sizes of the backbone: width, blocks, tokens per sample, and numbers in its weights."""
 
     width: int
     depth: int
@@ -82,13 +82,16 @@ def check_memory(config: Config, data: FederatedData, room: int | None = None) -
 
 
 def outline(config: Config) -> Outline:
-    """Return the backbone's sizes, all of them 0 where it is behind a service elsewhere. Raises InputError."""
+    """Return the backbone's sizes, all of them 0 where it is behind a service elsewhere.
+
+    Raises InputError where there is no such backbone, or ``prompt.kind`` does not go with it.
+    """
     if config.is_blackbox and config.blackbox.address is not None:
         return Outline(0, 0, 0, 0)
     with torch.random.fork_rng(devices=[]):
-        vit = blueprint(config.backbone.name, config.backbone.image_size)
-    tokens = vit.num_prefix_tokens + vit.patch_embed.num_patches
-    return Outline(vit.embed_dim, len(vit.blocks), tokens, sum(p.numel() for p in vit.parameters()))
+        backbone = outline_backbone(config)
+    weights = sum(p.numel() for p in backbone.weights().values())
+    return Outline(backbone.width, backbone.depth, backbone.tokens_per_sample, weights)
 
 
 def needs(config: Config, backbone: Outline, samples: Samples) -> list[Need]:

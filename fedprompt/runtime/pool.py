@@ -19,7 +19,7 @@ from fedprompt.client.personal import Point, Tuning
 from fedprompt.client.tasks import Task, Update
 from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData, Split, View
-from fedprompt.data.images import Rows
+from fedprompt.data.inputs import Inputs
 from fedprompt.models.params import Params
 from fedprompt.runtime.build import build_remote, build_scorer, worker_parts
 from fedprompt.runtime.features import FeatureMemory
@@ -75,11 +75,11 @@ class Part:
 
     def unprepared(self) -> Examples:
         """Labels and domains, all that prepared examples hold where nothing can be computed beforehand."""
-        return Examples(labels=self.view.labels[self.indices], domains=self.view.domains[self.indices], images=None)
+        return Examples(labels=self.view.labels[self.indices], domains=self.view.domains[self.indices], inputs=None)
 
-    def images(self) -> Rows:
-        """The images, none of them copied."""
-        return self.view.images(self.indices)
+    def inputs(self) -> Inputs:
+        """The inputs, none of them copied."""
+        return self.view.inputs(self.indices)
 
 
 def client_part(data: FederatedData, client: int) -> Part:
@@ -103,19 +103,19 @@ def shards(view: View, batch_size: int) -> list[Part]:
 
 @dataclass(frozen=True)
 class Needs:
-    """What is computed of the images once and kept, and whether they are needed in every step all the same."""
+    """What is computed of the inputs once and kept, and whether they are needed in every step all the same."""
 
-    tokens: bool  # before block `prompt.layer`, of all images or none
+    tokens: bool  # before block `prompt.layer`, of all samples or none
     anything: bool  # tokens or queries
-    images: bool
+    inputs: bool
 
 
 def needs_of(config: Config, data: FederatedData, facts: Facts) -> tuple[Needs, list[str]]:
-    """What a run needs of its images, and a line for the user where ``runtime.cache_mb`` has no room for the tokens."""
-    images = len(data.train) + len(data.validation) + len(data.test)
-    wanted, room = facts.token_bytes * images, config.runtime.cache_mb
+    """What a run needs of its inputs, and a line for the user where ``runtime.cache_mb`` has no room for the tokens."""
+    samples = len(data.train) + len(data.validation) + len(data.test)
+    wanted, room = facts.token_bytes * samples, config.runtime.cache_mb
     tokens = 0 < wanted <= room * 2**20
-    needs = Needs(tokens, tokens or facts.needs_query, facts.needs_images and not tokens)
+    needs = Needs(tokens, tokens or facts.needs_query, facts.needs_inputs and not tokens)
     if tokens or not wanted:
         return needs, []
     return needs, [
@@ -125,7 +125,7 @@ def needs_of(config: Config, data: FederatedData, facts: Facts) -> tuple[Needs, 
 
 
 def needs_public(config: Config) -> bool:
-    """Whether workers need the public images: not where there are none, or a service makes prototypes of them."""
+    """Whether workers need the public samples: not where there are none, or a service makes prototypes of them."""
     return config.public_shots > 0 and not config.is_blackbox
 
 
@@ -138,7 +138,7 @@ def service_here(config: Config, data: FederatedData) -> Service:
 
 
 def public_split(data: FederatedData) -> Split:
-    """Copies of the public images."""
+    """Copies of the public samples."""
     return data.public.take(np.arange(len(data.public)))
 
 
@@ -197,8 +197,8 @@ class InProcessPool:
         evaluation = next(self._evaluations)
 
         def predict(shard: int, part: Part, prepared: Examples) -> Predictions:
-            images = part.images() if self._needs.images else None
-            return self._worker.predict(params, prepared, images, (evaluation, shard))
+            inputs = part.inputs() if self._needs.inputs else None
+            return self._worker.predict(params, prepared, inputs, (evaluation, shard))
 
         return Predictions.concatenate(list(self._threads.map(predict, count(), *self._split(split))))
 
@@ -211,9 +211,9 @@ class InProcessPool:
         evaluation = next(self._evaluations)
 
         def predict(client: int) -> Predictions:
-            images = view.images(indices[client]) if self._needs.images else None
+            inputs = view.inputs(indices[client]) if self._needs.inputs else None
             request = (evaluation, client)
-            return self._worker.predict_client(models[client], indices[client], images, *prepared, request=request)
+            return self._worker.predict_client(models[client], indices[client], inputs, *prepared, request=request)
 
         return dict(zip(models, self._threads.map(predict, models), strict=True))
 
@@ -237,10 +237,10 @@ class InProcessPool:
         new = {key: part for parts in groups for key, part in parts.items() if key not in self._parts}
         self._parts.update(zip(new, self._prepared(list(new.values())), strict=True))
 
-    def _of(self, parts: Mapping[Key, Part]) -> list[Examples | Rows]:
-        """What is prepared of the parts and then, where every step needs them, their images."""
-        images = [part.images() for part in parts.values()] if self._needs.images else []
-        return [*(self._parts[key] for key in parts), *images]
+    def _of(self, parts: Mapping[Key, Part]) -> list[Examples | Inputs]:
+        """What is prepared of the parts and then, where every step needs them, their inputs."""
+        inputs = [part.inputs() for part in parts.values()] if self._needs.inputs else []
+        return [*(self._parts[key] for key in parts), *inputs]
 
     def _prepared(self, parts: Sequence[Part]) -> list[Examples]:
         return list(self._threads.map(self._prepare, parts))
@@ -249,11 +249,11 @@ class InProcessPool:
         examples, keep_tokens = part.unprepared(), self._needs.tokens
         if not self._needs.anything:
             return examples
-        images = part.images()
+        inputs = part.inputs()
         if self._memory is None:
-            return self._worker.prepare(examples, images, keep_tokens)
-        what, raw = f"{self.facts.prepared}, kept {keep_tokens}", replace(examples, images=images)
-        return self._memory.get(self._config, what, raw, lambda: self._worker.prepare(examples, images, keep_tokens))
+            return self._worker.prepare(examples, inputs, keep_tokens)
+        what, raw = f"{self.facts.prepared}, kept {keep_tokens}", replace(examples, inputs=inputs)
+        return self._memory.get(self._config, what, raw, lambda: self._worker.prepare(examples, inputs, keep_tokens))
 
     def _split(self, split: SplitName) -> tuple[list[Part], list[Examples]]:
         """The shards of a split, and what is prepared of them."""

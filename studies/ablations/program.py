@@ -148,13 +148,13 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
 def _apart(overrides: Overrides) -> dict[str, float]:
     from fedprompt.client.examples import Examples
     from fedprompt.config.parsing import load
-    from fedprompt.runtime.build import build_data, features_of
+    from fedprompt.runtime.build import build_data, frozen_features
 
     config = load(None, list(overrides))
     data = build_data(config)
     split = data.train.split
-    raw = Examples(split.labels, split.domains, split.images)
-    known = memory().get(config, "class features", raw, lambda: replace(raw, query=features_of(config, split)))
+    raw = Examples(split.labels, split.domains, split.inputs)
+    known = memory().get(config, "class features", raw, lambda: replace(raw, query=frozen_features(config, split)))
     return {
         "labels_apart": measures(data.class_counts())["total_variation"],
         "features_apart": feature_distance(known.query[data.train.indices], data.clients),

@@ -18,6 +18,7 @@ import fedprompt as fp
 from fedprompt.algorithms.base import State
 from fedprompt.client.evaluate import predict
 from fedprompt.client.examples import Examples
+from fedprompt.data.inputs import ImageInputs
 from fedprompt.runtime.build import build_model, divided_data
 from fedprompt.runtime.checkpoints.store import store_of
 
@@ -46,7 +47,7 @@ def files(tmp_path, images):
 def test_a_model_scores_the_test_set_as_the_run_did(finished):
     data, model = divided_data(finished.config), finished.model("last")
     split = data.test.take(np.arange(len(data.test)))
-    labels, probabilities = model.predict(split.images)
+    labels, probabilities = model.predict(split.inputs.pixels())
     right = np.mean([label == data.class_names[true] for label, true in zip(labels, split.labels, strict=True)])
     assert right == pytest.approx(finished.result["final"]["accuracy"])
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
@@ -105,7 +106,7 @@ def test_prototypes_and_black_boxes_predict_too(tmp_path, images):
     model = build_model(run.config, 10, divided_data(run.config).public.take(np.arange(80)))
     none = np.zeros(20, dtype=np.int64)
     params = store_of(None, run.folder).latest().state.params
-    said = predict(model, params, Examples(none, none, images), run.config.local.batch_size)
+    said = predict(model, params, Examples(none, none, ImageInputs(images)), run.config.local.batch_size)
     assert labels == [str(i) for i in said.predicted]
 
 
@@ -155,6 +156,32 @@ def test_an_export_predicts_alike_in_plain_torch_and_timm(tmp_path, kind, images
     assert list(answer["names"]) == labels
     np.testing.assert_allclose(answer["shares"], probabilities, atol=1e-5)
     assert "fedprompt" not in (ROOT / "examples" / "load_export.py").read_text().partition('"""\n')[2]
+
+
+def test_an_export_of_a_pooled_model_predicts_alike_and_others_are_refused(tmp_path, images):
+    code = (
+        TIMM
+        + "module = runpy.run_path(sys.argv[1]); import numpy as np; model = module['ExportedModel'](sys.argv[2])\n"
+    )
+    code += "np.save(sys.argv[3], model(np.load(sys.argv[4])).numpy())\n"
+    np.save(tmp_path / "images.npy", images)
+    for name, size, allowed in (("test_vit3", 32, True), ("eva02_tiny_patch14_224", 28, False)):
+        backbone = (f"backbone.name={name}", f"backbone.image_size={size}")
+        run = one_round(tmp_path / name, *backbone, "prompt.kind=deep", "prompt.length=3", "algorithm.name=fedavg")
+        assert cli("export", run.folder, "--output", tmp_path / f"{name}-e") == 0
+        files = [
+            ROOT / "examples" / "load_export.py",
+            tmp_path / f"{name}-e",
+            tmp_path / "said",
+            tmp_path / "images.npy",
+        ]
+        done = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
+        assert (done.returncode == 0) == allowed, done.stderr
+        if allowed:
+            expected = run.model()(images).cpu().numpy()
+            np.testing.assert_allclose(np.load(tmp_path / "said.npy"), expected, atol=1e-4)
+        else:
+            assert "allowed: those of timm's class VisionTransformer" in done.stderr
 
 
 def test_an_export_tells_what_it_is_and_replaces_only_its_own(tmp_path, finished, capsys):

@@ -22,10 +22,9 @@ from fedprompt.client.train import train_group
 from fedprompt.errors import InputError
 from fedprompt.models import linear
 from fedprompt.models.backbones.compiled import compile_blocks
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
-from fedprompt.models.kinds.base import insert
 from fedprompt.models.model import PromptedModel
 from fedprompt.models.weights.named import create_backbone
 
@@ -43,7 +42,7 @@ def test_the_quick_version_runs_without_what_torch_and_timm_lack_and_its_numbers
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["quick"]
     assert [(row["clients"], row["way"]) for row in result["rows"]][:2] == [(2, "as it is"), (3, "as it is")]
-    flops = gpu.flops_per_image(Backbone(create_backbone("test_vit", "random", 32), 32), gpu.PROMPTS)
+    flops = gpu.flops_per_image(ViT(create_backbone("test_vit", "random", 32), 32), gpu.PROMPTS)
     for row in result["rows"]:
         seconds, images = np.median(row["seconds"]), row["clients"] * 32
         assert row["error"] is None
@@ -98,11 +97,11 @@ def test_a_row_that_does_not_fit_or_compile_says_so_and_others_go_on():
 
 def test_the_count_of_operations_is_torchs_own(make_vit, monkeypatch):
     monkeypatch.setattr(linear, "_ONEDNN", None)  # torch does not count what oneDNN computes
-    backbone = Backbone(make_vit(embed_dim=64, depth=3), 28)
+    backbone = ViT(make_vit(embed_dim=64, depth=3), 28)
     images = torch.zeros(2, 28, 28, 3, dtype=torch.uint8)
     prompts = torch.randn(2, 5, 64, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # math: plain products, all counted
-        backbone.class_feature(insert(prompts, backbone.embed(images)), 0).sum().backward()
+        backbone.features_from(backbone.embed((images,)).with_prompts(prompts, 1), 0).sum().backward()
     assert 2 * gpu.flops_per_image(backbone, 5) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
@@ -113,7 +112,7 @@ SIZES = (23, 16, 7)  # batches of 8: clients leave at different steps, most batc
 
 def model_on(vit, device, kind="pool", layer=0):
     options = PromptOptions(kind, length=4, layer=layer, pool_size=6, top_k=3)
-    return PromptedModel(Backbone(vit, 28, device=device), options, HeadOptions(hidden=16), 5)
+    return PromptedModel(ViT(vit, 28, device=device), options, HeadOptions(hidden=16), 5)
 
 
 class Counting:

@@ -72,7 +72,7 @@ def test_obvious_way_trains_on_the_same_losses_as_the_fused_one(group):
 
 def test_needed_operations_are_those_of_the_blocks_matrix_products(group):
     backbone, prompts, images = group.model.backbone, 3, 2
-    width, tokens, mlp = backbone.width, backbone.tokens_per_image + prompts, backbone.vit.blocks[0].mlp
+    width, tokens, mlp = backbone.width, backbone.tokens_per_sample + prompts, backbone.vit.blocks[0].mlp
     one_token = 2 * width * (4 * width + 2 * mlp.fc1.out_features)  # qkv, proj and the MLP
     upper = images * backbone.depth * (2 * tokens * one_token + 12 * tokens**2 * width)
     counted = training.needed_operations(group.model, images, prompts)

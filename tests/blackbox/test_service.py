@@ -29,7 +29,7 @@ OPTIONS = ImageOptions(image_size=28, crop=1.0, channels=4, strength=0.5)
 
 @pytest.fixture
 def scorer(backbone):
-    return Scorer(backbone, PROTOTYPES, 10.0)
+    return Scorer(backbone, PROTOTYPES, HeadOptions(kind="prototypes", scale=10.0))
 
 
 def pixels(n, seed=0):
@@ -149,7 +149,7 @@ def test_a_resumed_count_goes_on():
 
 def test_scores_are_the_log_probabilities_of_cosines_with_the_prototypes(scorer, backbone):
     images = pixels(6)
-    features = backbone.class_feature(backbone.embed_pixels(torch.from_numpy(images)), 0)
+    features = backbone.features_from(backbone.embed_pixels(torch.from_numpy(images)), 0)
     expected = F.log_softmax(prototype_scores(features, PROTOTYPES, 10.0), dim=1)
     scores = LocalService(scorer, Ledger()).scores(0, images, (1, 0))
     assert scores.shape == (6, 5)

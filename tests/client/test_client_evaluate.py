@@ -64,7 +64,7 @@ def test_predictions_are_the_models_without_dropout(pool, make_batch):
     start = 2 * BATCH
     own = slice(start, start + BATCH)
     batch = make_batch(
-        (BATCH,), images=torch.from_numpy(examples.images[own]), query=torch.from_numpy(examples.query[own])
+        (BATCH,), images=torch.from_numpy(examples.inputs[own].pixels()), query=torch.from_numpy(examples.query[own])
     )
     logits = model.forward(stack([params]), batch).logits
     losses = F.cross_entropy(logits, torch.from_numpy(examples.labels[own]), reduction="none")

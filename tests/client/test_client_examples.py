@@ -45,13 +45,13 @@ def test_prepared_examples_say_what_the_images_say(make_model, make_examples, ki
     [
         ("none", 0, True, {"query"}),  # no block runs in training, so the images are let go
         ("none", 0, False, {"query"}),
-        ("prompt", 0, True, {"images"}),
+        ("prompt", 0, True, {"inputs"}),
         ("prompt", 2, True, {"tokens"}),
-        ("prompt", 2, False, {"images"}),
+        ("prompt", 2, False, {"inputs"}),
         ("deep", 1, True, {"tokens"}),
-        ("pool", 0, True, {"images", "query"}),
+        ("pool", 0, True, {"inputs", "query"}),
         ("pool", 2, True, {"tokens", "query"}),
-        ("pool", 2, False, {"images", "query"}),
+        ("pool", 2, False, {"inputs", "query"}),
     ],
 )
 def test_what_is_held_after_preparing(make_model, make_examples, kind, layer, keep_tokens, expected):
@@ -62,12 +62,12 @@ def test_tokens_and_query_are_the_plain_backbones(make_model, make_examples):
     model = make_model("pool", layer=2)
     raw = make_examples(N)
     prepared = prepare(model, raw, True)
-    backbone, images = model.backbone, torch.from_numpy(raw.images)
-    tokens = backbone.run(backbone.embed(images), 0, 2)
+    backbone, images = model.backbone, torch.from_numpy(raw.inputs.pixels())
+    tokens = backbone.run(backbone.embed((images,)), 0, 2)
     assert prepared.tokens.dtype == prepared.query.dtype == np.float32
     assert prepared.tokens.nbytes == N * token_bytes(model)
-    np.testing.assert_allclose(prepared.tokens, tokens.numpy(), atol=1e-5)
-    np.testing.assert_allclose(prepared.query, backbone.class_feature(tokens, 2).numpy(), atol=1e-5)
+    np.testing.assert_allclose(prepared.tokens, tokens.values.numpy(), atol=1e-5)
+    np.testing.assert_allclose(prepared.query, backbone.features_from(tokens, 2).numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "layer"), LAYERS)
@@ -80,7 +80,7 @@ def test_tokens_are_worth_keeping_only_between_the_ends(make_model, kind, layer)
 
 def test_preparing_accepts_read_only_images(make_model, make_examples, recwarn):
     raw = make_examples(5)
-    raw.images.flags.writeable = False
+    raw.inputs.array.flags.writeable = False
     prepare(make_model("pool"), raw, True)
     assert not [warning for warning in recwarn if "writable" in str(warning.message)]
 
@@ -94,14 +94,14 @@ def test_a_concatenation_taken_apart_is_what_it_was(make_model, make_examples):
         again = joined.take(np.arange(start, start + len(part)))
         for name in ("labels", "domains", "tokens", "query"):
             assert (getattr(again, name) == getattr(part, name)).all()
-        assert again.images is None
+        assert again.inputs is None
 
 
 def test_taking_follows_the_indices_and_copies(make_examples):
     examples = replace(make_examples(6), query=np.arange(12.0).reshape(6, 2))
     taken = examples.take(np.array([4, 0, 4]))
     assert taken.query[:, 0].tolist() == [8, 0, 8]
-    assert (taken.images == examples.images[[4, 0, 4]]).all()
+    assert (taken.inputs.pixels() == examples.inputs.pixels()[[4, 0, 4]]).all()
     assert taken.labels.tolist() == examples.labels[[4, 0, 4]].tolist()
     taken.query[:] = -1
     assert examples.query.min() == 0
@@ -118,7 +118,7 @@ def test_parts_with_only_their_query_can_be_joined(make_model, make_examples):
 def test_what_only_some_parts_hold_is_dropped_while_images_remain(make_model, make_examples):
     raw = make_examples(4)
     prepared = prepare(make_model("pool"), raw, True)
-    assert held(Examples.concatenate([raw, prepared])) == {"images"}
+    assert held(Examples.concatenate([raw, prepared])) == {"inputs"}
 
 
 @pytest.mark.parametrize(("kind", "layer"), [("prompt", 2), ("pool", 2), ("none", 0)])

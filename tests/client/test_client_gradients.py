@@ -80,7 +80,7 @@ def problem(make_model, make_examples, make_batch):
         params = [model.init(np.random.default_rng(client)) for client in range(3)]
         keep = dropout_factors(torch.tensor([5, 6, 7]), 0, max(COUNTS), 16, 0.3)
         data = [make_examples(n, seed=n, channels=3) for n in COUNTS]
-        images = [torch.from_numpy(d.images) for d in data]
+        images = [torch.from_numpy(d.inputs.pixels()) for d in data]
         labels = [torch.from_numpy(d.labels) for d in data]
         batch = make_batch(COUNTS, images=torch.cat(images), labels=torch.cat(labels), keep=keep)
         each = [(params[c], images[c], labels[c], keep[c, :n]) for c, n in enumerate(COUNTS)]

@@ -64,11 +64,11 @@ def cifar_folder(request, tmp_path):
 
 def check_cifar(found, layout, files):
     data = np.concatenate([files[name][b"data"] for name in layout.train])
-    assert found.train.images.shape == (len(data), 32, 32, 3)
-    assert found.train.images.flags.c_contiguous
+    assert found.train.inputs.array.shape == (len(data), 32, 32, 3)
+    assert found.train.inputs.array.flags.c_contiguous
     row, col = 5, 7  # a pixel's colours lie 1,024 bytes apart
     np.testing.assert_array_equal(
-        found.train.images[:, row, col], data[:, [32 * row + col + 1024 * c for c in range(3)]]
+        found.train.inputs.array[:, row, col], data[:, [32 * row + col + 1024 * c for c in range(3)]]
     )
     assert found.train.labels[:4].tolist() == files[layout.train[0]][layout.labels]
     assert found.test.labels.tolist() == files[layout.test[0]][layout.labels]

@@ -21,14 +21,14 @@ def joined():
 
 def test_embedded_fashion_mnist_is_balanced_and_holds_different_images():
     found = load("fashion-mnist-small")
-    assert found.train.images.shape == (8000, 28, 28, 1)
-    assert found.test.images.shape == (2000, 28, 28, 1)
+    assert found.train.inputs.array.shape == (8000, 28, 28, 1)
+    assert found.test.inputs.array.shape == (2000, 28, 28, 1)
     assert np.bincount(found.train.labels).tolist() == [800] * 10
     assert np.bincount(found.test.labels).tolist() == [200] * 10
     assert found.class_names == FASHION_CLASSES
-    rows = np.concatenate([found.train.images, found.test.images]).reshape(10_000, -1)
+    rows = np.concatenate([found.train.inputs.array, found.test.inputs.array]).reshape(10_000, -1)
     assert len(np.unique(rows, axis=0)) > 9990  # the original has a few duplicates
-    trousers, bags = (found.train.images[found.train.labels == k].mean() for k in (1, 8))
+    trousers, bags = (found.train.inputs.array[found.train.labels == k].mean() for k in (1, 8))
     assert trousers < bags  # a bag fills more of its picture
     assert (FASHION_FILE.parent / "NOTICE.txt").read_text().count("Copyright (c) 2017 Zalando SE") == 1
 
@@ -44,11 +44,11 @@ def test_a_damaged_embedded_file_is_named(tmp_path, damage):
 def test_digits_are_split_by_class_and_fill_the_grey_range():
     found = load("digits")
     assert (len(found.train), len(found.test)) == (1438, 359)
-    assert found.train.images.shape[1:] == (8, 8, 1)
-    assert (found.train.images.min(), found.train.images.max()) == (0, 255)
+    assert found.train.inputs.array.shape[1:] == (8, 8, 1)
+    assert (found.train.inputs.array.min(), found.train.inputs.array.max()) == (0, 255)
     share = np.bincount(found.test.labels) / (np.bincount(found.train.labels) + np.bincount(found.test.labels))
     np.testing.assert_allclose(share, 0.2, atol=0.005)
-    np.testing.assert_array_equal(load("digits").test.images, found.test.images)
+    np.testing.assert_array_equal(load("digits").test.inputs.array, found.test.inputs.array)
 
 
 def test_joining_shifts_labels_and_domains(joined):
@@ -56,12 +56,12 @@ def test_joining_shifts_labels_and_domains(joined):
     assert joined.class_names[:1] + joined.class_names[10:12] == (
         "fashion-mnist-small/T-shirt/top", "digits/0", "digits/1")  # fmt: skip
     assert joined.domain_names == ("fashion-mnist-small", "digits")
-    assert joined.train.images.shape == (9438, 28, 28, 1)
+    assert joined.train.inputs.array.shape == (9438, 28, 28, 1)
     np.testing.assert_array_equal(joined.train.labels[8000:], digits.train.labels + 10)
     np.testing.assert_array_equal(joined.train.domains, np.repeat([0, 1], [8000, 1438]))
     np.testing.assert_array_equal(joined.domain_classes, np.kron(np.eye(2), np.ones((1, 10))).astype(bool))
     assert joined.domain_classes[joined.train.domains, joined.train.labels].all()
-    np.testing.assert_array_equal(joined.train.images[:8000], load("fashion-mnist-small").train.images)
+    np.testing.assert_array_equal(joined.train.inputs.array[:8000], load("fashion-mnist-small").train.inputs.array)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -115,15 +115,15 @@ def test_available_lists_the_embedded_ones_first_and_how_to_get_the_others(monke
 def test_splits_refuse_wrong_arrays_and_copy_what_is_taken():
     images = np.zeros((3, 2, 2, 1), np.uint8)
     with pytest.raises(ValueError, match="images"):
-        Split(images.astype(float), np.zeros(3, np.int64), np.zeros(3, np.int64))
+        Split.of(images.astype(float), np.zeros(3, np.int64), np.zeros(3, np.int64))
     with pytest.raises(ValueError, match="labels"):
-        Split(images, np.zeros(2, np.int64), np.zeros(3, np.int64))
+        Split.of(images, np.zeros(2, np.int64), np.zeros(3, np.int64))
     split = Split.of(images, [4, 5, 6])
     taken = split.take(np.array([2, 0]))
     assert taken.labels.tolist() == [6, 4]
     assert len(taken) == 2
-    taken.images[:] = 1
-    assert not split.images.any()
+    taken.inputs.array[:] = 1
+    assert not split.inputs.array.any()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def numbered(count: int, start: int, domains=None) -> Split:
 
 
 def numbers(samples: Split | View) -> list[int]:
-    images = samples.take(np.arange(len(samples))).images
+    images = samples.take(np.arange(len(samples))).inputs.array
     return (images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 1, 0]).tolist()
 
 
@@ -49,8 +49,8 @@ def test_the_view_copies_no_image_but_those_that_are_taken():
     assert found.train.split is found.validation.split is data.train
     assert found.test.split is data.test
     taken = found.train.take(np.array([5, 2]))
-    assert not np.shares_memory(taken.images, data.train.images)
-    np.testing.assert_array_equal(taken.images, found.train.images(np.array([5, 2]))[:])
+    assert not np.shares_memory(taken.inputs.array, data.train.inputs.array)
+    np.testing.assert_array_equal(taken.inputs.array, found.train.inputs(np.array([5, 2])).pixels())
     np.testing.assert_array_equal(taken.labels, found.train.labels[[5, 2]])
 
 

@@ -42,7 +42,7 @@ def mnist_m(tmp_path):
 def test_mnist_m_is_read(mnist_m):
     root, pixels = mnist_m
     found = load("mnist-m", str(root))
-    np.testing.assert_array_equal(found.train.images, pixels["train"])
+    np.testing.assert_array_equal(found.train.inputs.array, pixels["train"])
     assert found.train.labels.tolist() == [9, 8, 7, 6, 5]
     assert found.test.labels.tolist() == [9, 8, 7]
 
@@ -95,9 +95,9 @@ def test_tiny_imagenet_is_read_with_its_validation_set_as_test(tiny):
     assert found.class_names == ("pop bottle", "goldfish")
     assert found.train.labels.tolist() == [0, 0, 1, 1]
     assert found.test.labels.tolist() == [1, 0]
-    assert (found.train.images[:2, 5, 5, 0] > 200).all()
-    assert (found.train.images[2:, 5, 5, 2] > 200).all()
-    assert found.test.images.shape == (2, 64, 64, 3)
+    assert (found.train.inputs.array[:2, 5, 5, 0] > 200).all()
+    assert (found.train.inputs.array[2:, 5, 5, 2] > 200).all()
+    assert found.test.inputs.array.shape == (2, 64, 64, 3)
 
 
 def test_an_incomplete_tiny_imagenet_is_refused(tiny):
@@ -121,7 +121,7 @@ def test_cinic10_is_read_without_its_validation_third(tmp_path):
     found = load("cinic10", str(tmp_path))
     assert np.bincount(found.train.labels).tolist() == [2] * 10
     assert np.bincount(found.test.labels).tolist() == [1] * 10
-    assert found.train.images.shape == (20, 32, 32, 3)
+    assert found.train.inputs.array.shape == (20, 32, 32, 3)
     shutil.rmtree(tmp_path / "CINIC-10" / "train" / "ship")
     with pytest.raises(InputError, match="ship: this folder of the data set is missing"):
         load("cinic10", str(tmp_path))
@@ -137,9 +137,9 @@ def test_a_folder_of_any_sizes_is_cropped_to_the_centre(tmp_path):
     (tmp_path / "train" / "dog" / "notes.txt").write_text("no image")
     found = load("folder", str(tmp_path))
     assert found.class_names == ("cat", "dog")
-    assert found.train.images.shape == (2, folders.SIDE, folders.SIDE, 3)
+    assert found.train.inputs.array.shape == (2, folders.SIDE, folders.SIDE, 3)
     assert found.test.labels.tolist() == [1]
-    inside = found.train.images[0, :, 4:-4]
+    inside = found.train.inputs.array[0, :, 4:-4]
     assert (inside == (0, 255, 0)).all()
     assert found.domain_names == ("all",)
     assert found.domain_classes is None
@@ -153,7 +153,7 @@ def test_a_photo_is_turned_the_way_its_camera_says(tmp_path):
     for part in ("train", "test"):
         (tmp_path / part / "cat").mkdir(parents=True)
         image.save(tmp_path / part / "cat" / "a.png", exif=orientation)
-    shown = load("folder", str(tmp_path)).train.images[0]
+    shown = load("folder", str(tmp_path)).train.inputs.array[0]
     assert shown[20, 128].tolist() == [255, 0, 0]
     assert shown[-20, 128].tolist() == [0, 0, 255]
 

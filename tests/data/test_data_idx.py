@@ -45,7 +45,7 @@ def test_idx_files_are_read_as_they_were_written(idx_folder, name):
     folder, _, arrays = idx_folder
     found = load(name, str(folder))
     for part in ("train", "test"):
-        np.testing.assert_array_equal(getattr(found, part).images[..., 0], arrays[part][0])
+        np.testing.assert_array_equal(getattr(found, part).inputs.array[..., 0], arrays[part][0])
         np.testing.assert_array_equal(getattr(found, part).labels, arrays[part][1])
     assert len(found.class_names) == 10
 

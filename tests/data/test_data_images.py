@@ -1,5 +1,6 @@
-"""Images that processes of one host share, and rows that are copied only when picked."""
+"""Images that processes of one host share, and inputs that are copied only when picked."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -9,14 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedprompt.data.images import Handle, NotHere, Rows, SharedRows, empty
+from fedprompt.data.images import Handle, NotHere, empty
+from fedprompt.data.inputs import ImageInputs, gathered
 
 needs_linux = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 READ = """
 import pickle, sys
-rows = pickle.load(sys.stdin.buffer).open()
-assert not rows.array.flags.writeable
-print(rows.shape, rows[:][:, 0, 0, 0].tolist(), rows[1:][:, 0, 0, 0].tolist())
+images = pickle.load(sys.stdin.buffer).open()
+assert not images.array.flags.writeable
+print(len(images), images.shape, images.pixels()[:, 0, 0, 0].tolist(), images[1:].pixels()[:, 0, 0, 0].tolist())
 """
 
 
@@ -27,22 +29,51 @@ def shared(count=10):
     return images
 
 
-def test_rows_are_the_images_in_the_order_of_their_indices():
+def test_inputs_are_the_images_in_the_order_of_their_indices():
     images = np.arange(10 * 2 * 2, dtype=np.uint8).reshape(10, 2, 2, 1)
-    rows = Rows(images, np.array([7, 2, 7]))
-    assert (len(rows), rows.shape) == (3, (3, 2, 2, 1))
-    np.testing.assert_array_equal(rows[:], images[[7, 2, 7]])
-    np.testing.assert_array_equal(rows[np.array([2, 1])], images[[7, 2]])
+    picked = ImageInputs(images)[np.array([7, 2, 7])]
+    assert (len(picked), picked.shape) == (3, (2, 2, 1))
+    np.testing.assert_array_equal(picked.pixels(), images[[7, 2, 7]])
+    np.testing.assert_array_equal(picked[np.array([2, 1])].pixels(), images[[7, 2]])
+    np.testing.assert_array_equal(picked[1:].pixels(), images[[2, 7]])
+    np.testing.assert_array_equal(ImageInputs(images)[3:5].pixels(), images[3:5])
+
+
+def test_only_taking_copies():
+    images = ImageInputs(np.arange(10 * 4, dtype=np.uint8).reshape(10, 2, 2, 1))
+    assert np.shares_memory(images[np.array([7, 2])].array, images.array)
+    assert np.shares_memory(images[2:].pixels(), images.array)
+    for copied in (images.copied(), images[2:].copied(), images[np.array([7, 2])].copied()):
+        assert not np.shares_memory(copied.pixels(), images.array)
+        assert len(copied.array) == len(copied)
+
+
+def test_what_is_gathered_of_several_parts_stands_in_the_order_that_was_asked_for():
+    whole = np.arange(10 * 4, dtype=np.uint8).reshape(10, 2, 2, 1)
+    parts = [ImageInputs(whole[:3]), ImageInputs(whole)[np.arange(3, 9)], ImageInputs(whole[9:])]
+    for at in ([9, 0, 4, 3, 9, 2], [5], [1, 0], range(10)):
+        np.testing.assert_array_equal(gathered(parts, np.array(at)).pixels(), whole[list(at)])
+
+
+def test_equal_images_have_equal_digests_wherever_they_lie():
+    def digest(inputs):
+        state = hashlib.sha256()
+        inputs.hash_into(state)
+        return state.hexdigest()
+
+    images = ImageInputs(np.arange(10 * 4, dtype=np.uint8).reshape(10, 2, 2, 1))
+    assert digest(images[np.array([3, 4])]) == digest(images[3:5]) == digest(images[3:5].copied())
+    assert digest(images[np.array([4, 3])]) != digest(images[3:5])
 
 
 @needs_linux
 def test_another_process_reads_the_same_memory():
     images = shared()
-    sent = pickle.dumps(SharedRows(Handle.of(images), np.array([3, 7])))
+    sent = pickle.dumps(ImageInputs(images)[np.array([3, 7])].shared())
     assert len(sent) < 1000
     images[7] = 77  # after the handle was made: nothing was copied
     read = subprocess.run([sys.executable, "-c", READ], input=sent, capture_output=True)
-    assert read.stdout.decode().split("\n")[0] == "(2, 2, 2, 3) [3, 77] [77]", read.stderr.decode()
+    assert read.stdout.decode().split("\n")[0] == "2 (2, 2, 3) [3, 77] [77]", read.stderr.decode()
 
 
 @needs_linux

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbones.vit import Backbone, Change, run_block
+from fedprompt.models.backbones.base import Change
+from fedprompt.models.backbones.blocks import run_block
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
@@ -30,7 +32,7 @@ def images():
     return torch.randint(0, 256, (6, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def on(backbone: Backbone, kind: str, **prompt) -> PromptedModel:
+def on(backbone: ViT, kind: str, **prompt) -> PromptedModel:
     return PromptedModel(backbone, PromptOptions(kind=kind, **{"rank": 6, **prompt}), HeadOptions(hidden=16), 5)
 
 
@@ -84,13 +86,13 @@ TRANSCRIPTIONS = {"adapter": adapted, "lora": with_low_rank}
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_clients_at_once_equal_the_plain_transcription(make_vit, make_batch, images, kind, layer, changes):
-    backbone = Backbone(make_vit(seed=1, **changes), 28)
+    backbone = ViT(make_vit(seed=1, **changes), 28)
     model = on(backbone, kind, layer=layer)
     params = drawn(model)
     got = features(model, params, make_batch(COUNTS, images=images))
-    plain = backbone.class_feature(backbone.embed(images), 0)
+    plain = backbone.features_from(backbone.embed((images,)), 0)
     assert ((got - plain).abs().amax(1) > 0.05).all()
-    tokens = backbone.embed(images)
+    tokens = backbone.embed((images,)).values
     for sample, owner in enumerate(np.repeat(np.arange(3), COUNTS)):
         expected = TRANSCRIPTIONS[kind](backbone.vit, tokens[sample], params[owner], layer)
         torch.testing.assert_close(got[sample].double(), expected, atol=1e-4, rtol=1e-4)
@@ -155,7 +157,7 @@ def test_gradients_reach_every_tensor_of_every_client(backbone, make_batch, imag
 @pytest.mark.parametrize("kind", KINDS)
 def test_cached_tokens_give_what_images_give(backbone, make_batch, images, kind):
     model = on(backbone, kind, layer=2)
-    params, tokens = drawn(model), backbone.run(backbone.embed(images), 0, 2)
+    params, tokens = drawn(model), backbone.run(backbone.embed((images,)), 0, 2)
     cached = features(model, params, make_batch(COUNTS, tokens=tokens))
     assert torch.equal(cached, features(model, params, make_batch(COUNTS, images=images)))
 
@@ -199,7 +201,7 @@ def test_every_block_may_have_its_own_number_of_units(backbone, make_batch, imag
         for client in drawn(model)
     ]
     got = features(model, params, make_batch(COUNTS, images=images))
-    tokens = backbone.embed(images)
+    tokens = backbone.embed((images,)).values
     for sample, owner in enumerate(np.repeat(np.arange(3), COUNTS)):
         expected = TRANSCRIPTIONS[kind](backbone.vit, tokens[sample], params[owner], 0)
         torch.testing.assert_close(got[sample].double(), expected, atol=1e-4, rtol=1e-4)
@@ -207,7 +209,7 @@ def test_every_block_may_have_its_own_number_of_units(backbone, make_batch, imag
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_gives_float32_features_and_gradients_near_the_exact_ones(make_vit, make_batch, images, kind):
-    exact, rough = (on(Backbone(make_vit(), 28, autocast=dtype), kind) for dtype in (None, torch.bfloat16))
+    exact, rough = (on(ViT(make_vit(), 28, autocast=dtype), kind) for dtype in (None, torch.bfloat16))
     batch, found = make_batch(COUNTS, images=images), []
     for model in (exact, rough):
         leaves = {name: value.requires_grad_() for name, value in stack(drawn(exact)).items()}
@@ -227,10 +229,10 @@ def test_what_the_backbone_cannot_do_is_refused_in_one_line(make_vit, backbone, 
         def forward(self, x, **_):
             return super().forward(x) + x.mean(1, keepdim=True)
 
-    with pytest.raises(InputError, match=rf"^prompt\.kind: '{kind}' needs timm's plain .* allowed: none, .*$"):
-        on(Backbone(make_vit(block_fn=Unusual), 28), kind)
+    with pytest.raises(InputError, match=rf"^prompt\.kind: '{kind}' needs plain .* allowed: none, .*$"):
+        on(ViT(make_vit(block_fn=Unusual), 28), kind)
     mixed = make_vit()
     mixed.blocks[0] = make_vit(block_fn=Unusual).blocks[0]
-    on(Backbone(mixed, 28), kind, layer=1)  # what lies below is run as it is
+    on(ViT(mixed, 28), kind, layer=1)  # what lies below is run as it is
     with pytest.raises(InputError, match=r"^prompt\.layer: 3; allowed: 0 to 2 for this backbone$"):
         on(backbone, kind, layer=3)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fedprompt.models.backbones.vit import Backbone, _is_plain
+from fedprompt.models.backbones.base import Tokens
+from fedprompt.models.backbones.blocks import is_plain
+from fedprompt.models.backbones.vit import ViT
 
 
 def timm_feature(vit, x):
@@ -34,24 +36,24 @@ def prepared(images: np.ndarray, resized: int, cut: int) -> torch.Tensor:
 def test_embedded_and_run_equals_timm_on_separately_prepared_images(backbone, channels, height, width):
     images = np.random.default_rng(0).integers(0, 256, (3, height, width, channels), dtype=np.uint8)
     expected = timm_feature(backbone.vit, prepared(images, 28, 28))
-    feature = backbone.class_feature(backbone.embed(torch.from_numpy(images)), 0)
+    feature = backbone.features_from(backbone.embed((torch.from_numpy(images),)), 0)
     assert feature.dtype == torch.float32
     torch.testing.assert_close(feature, expected, atol=2e-4, rtol=1e-4)
 
 
 def test_crop_resizes_to_more_and_cuts_the_centre(make_vit):
-    cropped = Backbone(make_vit(), 28, crop=0.875)
+    cropped = ViT(make_vit(), 28, crop=0.875)
     images = np.random.default_rng(1).integers(0, 256, (2, 40, 40, 1), dtype=np.uint8)
     expected = timm_feature(cropped.vit, prepared(images, 32, 28))
-    feature = cropped.class_feature(cropped.embed(torch.from_numpy(images)), 0)
+    feature = cropped.features_from(cropped.embed((torch.from_numpy(images),)), 0)
     torch.testing.assert_close(feature, expected, atol=2e-4, rtol=1e-4)
-    uncropped = Backbone(cropped.vit, 28).embed(torch.from_numpy(images))
-    assert not torch.allclose(cropped.embed(torch.from_numpy(images)), uncropped, atol=1e-2)
+    uncropped = ViT(cropped.vit, 28).embed((torch.from_numpy(images),)).values
+    assert not torch.allclose(cropped.embed((torch.from_numpy(images),)).values, uncropped, atol=1e-2)
 
 
 def test_embedding_leaves_the_images_alone(backbone):
     images = torch.full((1, 28, 28, 3), 200, dtype=torch.uint8)
-    backbone.embed(images)
+    backbone.embed((images,))
     assert (images == 200).all()
 
 
@@ -69,21 +71,21 @@ VARIANTS = {
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_short_last_block_gives_the_class_token_of_the_whole_block(make_vit, changes):
-    backbone = Backbone(make_vit(seed=3, **changes), 28)
+    backbone = ViT(make_vit(seed=3, **changes), 28)
     assert backbone._short_last_block
     images = torch.randint(0, 256, (4, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = timm_feature(backbone.vit, prepared(images.numpy(), 28, 28))
-    tokens = backbone.embed(images)
-    assert tokens.shape[1] == backbone.tokens_per_image
-    torch.testing.assert_close(backbone.class_feature(tokens, 0), expected, atol=1e-4, rtol=1e-4)
+    tokens = backbone.embed((images,)).values
+    assert tokens.shape[1] == backbone.tokens_per_sample
+    torch.testing.assert_close(backbone.features_from(Tokens(tokens), 0), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_short_last_block_passes_the_same_gradient_to_all_tokens(backbone):
     tokens = torch.randn(3, 9, 32, generator=torch.Generator().manual_seed(0))
     direction = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     short, whole = (tokens.clone().requires_grad_() for _ in range(2))
-    (backbone.class_feature(short, 1) * direction).sum().backward()
-    out = backbone.vit.norm(backbone.run(whole, 1, 3))[:, 0]
+    (backbone.features_from(Tokens(short), 1) * direction).sum().backward()
+    out = backbone.vit.norm(backbone.run(Tokens(whole), 1, 3).values)[:, 0]
     (out * direction).sum().backward()
     assert whole.grad[:, 1:].abs().max() > 1e-3
     torch.testing.assert_close(short.grad, whole.grad, atol=1e-5, rtol=1e-4)
@@ -95,36 +97,36 @@ def test_a_block_of_another_kind_is_run_whole(make_vit):
             return super().forward(x) + x.mean(1, keepdim=True)
 
     vit = make_vit(block_fn=Unusual)
-    backbone = Backbone(vit, 28)
-    assert not _is_plain(vit.blocks[-1])
+    backbone = ViT(vit, 28)
+    assert not is_plain(vit.blocks[-1])
     images = torch.randint(0, 256, (2, 28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = timm_feature(vit, prepared(images.numpy(), 28, 28))
-    torch.testing.assert_close(backbone.class_feature(backbone.embed(images), 0), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(backbone.features_from(backbone.embed((images,)), 0), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2, 3])
 def test_running_in_two_pieces_equals_running_at_once(backbone, layer):
-    tokens = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(0))
-    at_once = backbone.class_feature(tokens, 0)
-    in_pieces = backbone.class_feature(backbone.run(tokens, 0, layer), layer)
+    tokens = Tokens(torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(0)))
+    at_once = backbone.features_from(tokens, 0)
+    in_pieces = backbone.features_from(backbone.run(tokens, 0, layer), layer)
     torch.testing.assert_close(in_pieces, at_once, atol=1e-5, rtol=1e-5)
 
 
 def test_own_classifier_is_there_but_does_not_count_as_sent(make_vit):
     vit = make_vit(num_classes=7)
-    backbone = Backbone(vit, 28)
+    backbone = ViT(vit, 28)
     features = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     assert backbone.classes == 7
     torch.testing.assert_close(backbone.logits(features), features @ vit.head.weight.T + vit.head.bias)
-    assert Backbone(make_vit(), 28).classes == 0
-    assert backbone.bytes == Backbone(make_vit(), 28).bytes == 4 * sum(w.numel() for w in make_vit().parameters())
+    assert ViT(make_vit(), 28).classes == 0
+    assert backbone.bytes == ViT(make_vit(), 28).bytes == 4 * sum(w.numel() for w in make_vit().parameters())
 
 
 def test_bfloat16_gives_float32_features_near_the_exact_ones(backbone, make_vit):
-    rough = Backbone(make_vit(), 28, autocast=torch.bfloat16)
+    rough = ViT(make_vit(), 28, autocast=torch.bfloat16)
     images = torch.randint(0, 256, (4, 28, 28, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    exact = backbone.class_feature(backbone.embed(images), 0)
-    feature = rough.class_feature(rough.embed(images), 0)
+    exact = backbone.features_from(backbone.embed((images,)), 0)
+    feature = rough.features_from(rough.embed((images,)), 0)
     assert feature.dtype == torch.float32
     difference = (feature - exact).abs().mean() / exact.abs().mean()
     assert 0 < difference < 0.05

@@ -11,7 +11,7 @@ import torch
 
 from fedprompt.client.evaluate import predict
 from fedprompt.client.examples import prepare
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
@@ -49,7 +49,7 @@ def gradients(model, params, batch):
 
 
 def test_the_start_is_a_copy_of_the_pretrained_weights_and_draws_nothing(make_vit):
-    backbone = Backbone(make_vit(num_classes=7), 28)
+    backbone = ViT(make_vit(num_classes=7), 28)
     model = PromptedModel(backbone, PromptOptions(kind="full", layer=10), HeadOptions(), 5)  # a layer means nothing
     rng = np.random.default_rng(0)
     params = model.kind.init(rng)
@@ -73,7 +73,7 @@ def test_at_the_start_the_features_are_the_backbones(model, make_batch, images):
     got, penalty, selected = model.kind.features(
         stack([model.init(np.random.default_rng(0))]), make_batch((4,), images=images)
     )
-    expected = model.backbone.class_feature(model.backbone.embed(images), 0)
+    expected = model.backbone.features_from(model.backbone.embed((images,)), 0)
     assert torch.equal(got, expected)
     assert torch.equal(penalty, torch.zeros(1))
     assert selected is None
@@ -81,7 +81,7 @@ def test_at_the_start_the_features_are_the_backbones(model, make_batch, images):
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
 def test_features_and_gradients_equal_autograd_through_a_plain_copy(make_vit, make_batch, images, changes):
-    backbone = Backbone(make_vit(seed=2, **changes), 28)
+    backbone = ViT(make_vit(seed=2, **changes), 28)
     model = PromptedModel(backbone, PromptOptions(kind="full"), HeadOptions(), 5)
     client = {name: value for name, value in moved(model, 3).items() if name.startswith("backbone.")}
     plain = copy.deepcopy(backbone.vit)
@@ -121,7 +121,7 @@ def test_a_step_lowers_the_loss_and_leaves_the_frozen_backbone_alone(model, make
 def test_several_groups_are_evaluated_with_the_one_set_of_params(model, make_examples):
     client, examples = moved(model, 1), make_examples(7)
     prepared = prepare(model, examples, keep_tokens=True)
-    assert prepared.images is not None
+    assert prepared.inputs is not None
     assert prepared.tokens is None
     by_threes = predict(model, client, prepared, batch_size=3)
     at_once = predict(model, client, prepared, batch_size=7)
@@ -160,7 +160,7 @@ def test_threads_that_train_side_by_side_give_what_they_give_one_after_the_other
 
 
 def test_the_head_can_read_the_backbones_own_frozen_classifier(make_vit, make_batch, images):
-    backbone = Backbone(make_vit(num_classes=7), 28)
+    backbone = ViT(make_vit(num_classes=7), 28)
     model = PromptedModel(backbone, PromptOptions(kind="full"), HeadOptions(kind="linear", input="logits"), 5)
     params, batch = moved(model, 0), make_batch((4,), images=images)
     feature = model.kind.features(stack([params]), batch)[0]
@@ -172,7 +172,7 @@ def test_the_head_can_read_the_backbones_own_frozen_classifier(make_vit, make_ba
 
 
 def test_bfloat16_gives_float32_features_and_gradients_near_the_exact_ones(model, make_vit, make_batch, images):
-    rough = PromptedModel(Backbone(make_vit(), 28, autocast=torch.bfloat16), PromptOptions("full"), model.head, 5)
+    rough = PromptedModel(ViT(make_vit(), 28, autocast=torch.bfloat16), PromptOptions("full"), model.head, 5)
     client, batch = moved(model, 0), make_batch((4,), images=images)
     exact, near = (m.kind.features(stack([client]), batch)[0] for m in (model, rough))
     assert near.dtype == torch.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.vit import ViT
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions
 from fedprompt.models.model import PromptedModel
@@ -43,7 +43,7 @@ def test_a_shallow_prompt_stands_behind_the_class_token_from_its_block_on(make_m
     model = make_model("prompt", layer=layer)
     params, vit = drawn(model), model.backbone.vit
     got, penalty, selected = features(model, params, make_batch(COUNTS, images=images))
-    tokens = model.backbone.embed(images)
+    tokens = model.backbone.embed((images,)).values
     for sample, owner in enumerate(owners()):
         x = tokens[sample : sample + 1]
         for number, block in enumerate(vit.blocks):
@@ -62,7 +62,7 @@ def test_deep_prompts_take_the_old_ones_place_before_every_block(make_model, mak
     params, vit = drawn(model), model.backbone.vit
     assert params[0]["deep"].shape == (3 - layer, 4, 32)
     got, penalty, selected = features(model, params, make_batch(COUNTS, images=images))
-    tokens = model.backbone.embed(images)
+    tokens = model.backbone.embed((images,)).values
     for sample, owner in enumerate(owners()):
         x = tokens[sample : sample + 1]
         for number, block in enumerate(vit.blocks):
@@ -91,7 +91,7 @@ def test_every_blocks_deep_prompt_changes_the_feature(make_model, make_batch, im
 def test_without_prompts_the_feature_is_the_plain_backbones(make_model, make_batch, images):
     model = make_model("none")
     got, penalty, selected = features(model, drawn(model), make_batch(COUNTS, images=images))
-    vit, tokens = model.backbone.vit, model.backbone.embed(images)
+    vit, tokens = model.backbone.vit, model.backbone.embed((images,)).values
     torch.testing.assert_close(got, vit.norm(vit.blocks(tokens))[:, 0], atol=1e-5, rtol=1e-4)
     assert torch.equal(penalty, torch.zeros(3))
     assert selected is None
@@ -102,8 +102,8 @@ def test_without_prompts_the_feature_is_the_plain_backbones(make_model, make_bat
 def test_cached_tokens_and_query_give_what_images_give(make_model, make_batch, images, kind, layer):
     model = make_model(kind, layer=layer)
     params, backbone = drawn(model), model.backbone
-    tokens = backbone.run(backbone.embed(images), 0, layer)
-    query = backbone.class_feature(tokens, layer)
+    tokens = backbone.run(backbone.embed((images,)), 0, layer)
+    query = backbone.features_from(tokens, layer)
     cached = features(model, params, make_batch(COUNTS, tokens=tokens, query=query))
     computed = features(model, params, make_batch(COUNTS, images=images))
     torch.testing.assert_close(cached, computed, atol=1e-5, rtol=1e-4)
@@ -125,13 +125,13 @@ def test_prompts_start_uniform_in_the_published_bounds(make_model, kind):
 @pytest.mark.parametrize("kind", ["prompt", "deep", "pool"])
 @pytest.mark.parametrize(("init", "which"), [("patches", slice(3, None)), ("class", slice(0, 1))])
 def test_prompts_can_start_like_the_tokens_that_they_will_stand_among(make_vit, images, kind, init, which):
-    backbone = Backbone(make_vit(reg_tokens=2), 28)  # registers are neither
-    options = PromptOptions(kind, length=4000, pool_size=4000, layer=1, init=init, public=images.numpy())
+    backbone = ViT(make_vit(reg_tokens=2), 28)  # registers are neither
+    options = PromptOptions(kind, length=4000, pool_size=4000, layer=1, init=init, public=(images.numpy(),))
     params = PromptedModel(backbone, options, HeadOptions(hidden=16), 5).init(np.random.default_rng(0))
     prompts = params[kind] if kind == "deep" else params[kind][None]  # [blocks, n, D]
-    tokens = backbone.embed(images)
+    tokens = backbone.embed((images,))
     for block, drawn_there in enumerate(prompts, start=1):
-        there = backbone.run(tokens, 0, block)[:, which].flatten(0, 1)
+        there = backbone.run(tokens, 0, block).values[:, which].flatten(0, 1)
         spread = there.std(0, correction=0)
         assert spread.min() > 0
         torch.testing.assert_close(drawn_there.mean(0) / spread, there.mean(0) / spread, atol=0.08, rtol=0)
@@ -204,13 +204,13 @@ def test_a_groups_loss_is_its_own_mean_over_its_own_samples(make_model, make_bat
 
 
 def test_a_head_on_the_backbones_class_scores(make_vit, make_batch, images):
-    backbone = Backbone(make_vit(num_classes=9), 28)
+    backbone = ViT(make_vit(num_classes=9), 28)
     head = HeadOptions(kind="linear", input="logits")
     model = PromptedModel(backbone, PromptOptions(kind="none"), head, classes=5)
     params = drawn(model, clients=1)
     assert params[0]["head.1.weight"].shape == (5, 9)
     logits = model.forward(stack(params), make_batch((6,), images=images)).logits
-    scores = backbone.logits(backbone.class_feature(backbone.embed(images), 0))
+    scores = backbone.logits(backbone.features_from(backbone.embed((images,)), 0))
     expected = scores @ params[0]["head.1.weight"].T + params[0]["head.1.bias"]
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 

@@ -129,7 +129,7 @@ def test_every_instance_has_its_own_prompts_and_the_mask_is_their_union(make_mod
     assert penalty.tolist() == pytest.approx([0.01 * (1.1 + 1.1) / 2, 0.01 * 1.0])
     pool = 0.5 * torch.arange(1, 7)[:, None] * torch.eye(32)[:6]
     for sample, prompts in enumerate([[0, 2], [1, 2], [3, 1]]):
-        expected = run_with(model, batch.tokens[sample], pool[prompts])
+        expected = run_with(model, batch.tokens.values[sample], pool[prompts])
         torch.testing.assert_close(features[sample], expected, atol=1e-5, rtol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_the_whole_batch_runs_with_the_winners(make_model, make_batch):
     assert penalty.item() == pytest.approx(0.01 * (0.1 + 0.5 + 0.2 + 0.7 + 0.3 + 0.0) / 3)
     pool = 0.5 * torch.arange(1, 7)[:, None] * torch.eye(32)[:6]
     for sample in range(3):
-        expected = run_with(model, batch.tokens[sample], pool[[2, 1]])  # more similar in sum, so first
+        expected = run_with(model, batch.tokens.values[sample], pool[[2, 1]])  # more similar in sum, so first
         torch.testing.assert_close(features[sample], expected, atol=1e-5, rtol=1e-4)
 
 

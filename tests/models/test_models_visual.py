@@ -42,7 +42,7 @@ def test_at_its_start_the_prompt_changes_nothing(model, backbone, make_batch):
     assert set(params) == {
         f"visual.{n}" for n in ("trigger", "1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias")
     }
-    features = backbone.class_feature(backbone.embed(batch.images), 0)
+    features = backbone.features_from(backbone.embed(batch.given), 0)
     expected = prototype_scores(features, model.prototypes, HEAD.scale)
     torch.testing.assert_close(model.forward(params, batch).logits, expected)
 

@@ -30,7 +30,7 @@ def test_round_0_is_the_service_without_any_prompt(black, shared_runs):
     config = shared_runs.config(BLACK)
     data = build_data(config)
     service, test = service_here(config, data), data.test.take(np.arange(len(data.test)))
-    pixels = to_pixels(torch.from_numpy(test.images), 32, 1.0).expand(-1, 3, -1, -1).numpy()
+    pixels = to_pixels(torch.from_numpy(test.inputs.array), 32, 1.0).expand(-1, 3, -1, -1).numpy()
     predicted = service.scores(0, pixels, (1,)).argmax(1)
     assert black[0]["test"]["accuracy"] == pytest.approx((predicted == test.labels).mean())
 
@@ -66,7 +66,7 @@ def test_a_worker_with_a_service_never_loads_the_backbone(shared_runs, monkeypat
     config = shared_runs.config(BLACK)
     data = build_data(config)
     service = service_here(config, data)
-    monkeypatch.setattr(build, "create_backbone", lambda *_: pytest.fail("a worker loads the backbone"))
+    monkeypatch.setattr(build, "load_backbone", lambda *_, **__: pytest.fail("a worker loads the backbone"))
     worker = Worker(worker_parts(config, data), 1, None, service)
     facts = worker.facts()
     assert "_model" not in vars(worker)
@@ -144,13 +144,26 @@ def test_classes_can_come_from_a_file(runs):
     assert len(build_data(runs.config(BLACK, f"head.embeddings={path}")).public) == 0
 
 
+def test_classes_can_lie_in_the_space_of_the_models_own_head(runs):
+    """For CLIP that is the joint space, where embeddings of texts lie."""
+    path = runs.folder / "texts.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(10, 1000)))
+    joint = (BLACK, "head.input=logits", "federation.rounds=1")
+    named = runs.local("named", *joint, f"head.embeddings={path}")[-1]["result"]
+    assert named["final"]["accuracy"] < 0.4  # the file's classes mean nothing
+    shown = runs.local("shown", *joint)[-1]["result"]
+    assert shown["final"]["accuracy"] > named["final"]["accuracy"]
+
+
+EMBEDDINGS = "head.embeddings=64.npy"
 BAD = {
     "gradients for Fed-BBPT": ([BLACK, "local.optimizer=adam"], "local.optimizer: 'adam' does not go with"),
     "a zeroth order for prompts": (["algorithm.name=fedavg", "local.optimizer=spsa"], "local.optimizer: 'spsa' asks"),
     "a head to train": ([BLACK, "head.kind=mlp"], "local.optimizer: 'spsa-gc' asks"),
     "prototypes for prompts": (["algorithm.name=fedavg", "head.kind=prototypes"], "head.kind: 'prototypes' goes with"),
     "personal prototypes": ([BLACK, "head.personal=true"], "head.personal: true needs"),
-    "logits": ([BLACK, "head.input=logits"], "head.input: 'logits' does not go with"),
+    "embeddings of features": ([BLACK, EMBEDDINGS, "head.input=logits"], "head.input=features reads 64)"),
+    "embeddings of texts": ([BLACK, "head.embeddings=1000.npy"], "head.input=logits reads 1000)"),
     "no budget": ([BLACK, "blackbox.budget=0"], "blackbox.budget: found 0"),
     "two budgets": ([BLACK, "blackbox.budget=9", "blackbox.address=http://x"], "blackbox.budget: 9 does not go with"),
     "too many shots": ([BLACK, "head.shots=400"], "head.shots: 400, and class"),
@@ -160,7 +173,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_told_in_one_line(runs, capsys, case):
+def test_bad_input_is_told_in_one_line(runs, capsys, case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for width in (64, 1000):
+        np.save(f"{width}.npy", np.ones((10, width)))
     overrides, named = case
     with pytest.raises(SystemExit) as end:
         main.main([*runs.command("run", *overrides)[3:], "--local"])

@@ -7,6 +7,7 @@ import pytest
 
 from fedprompt.client.examples import Examples
 from fedprompt.config.parsing import load
+from fedprompt.data.inputs import ImageInputs
 from fedprompt.runtime.features import FeatureMemory
 from fedprompt.runtime.run import run_in_process
 from fedprompt.runtime.worker import Worker
@@ -88,11 +89,11 @@ def test_a_pool_needs_more_of_an_image_than_a_prompt_and_shares_nothing_with_it(
 
 def raw(seed, n=8):
     images = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 1), dtype=np.uint8)
-    return Examples(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64), images)
+    return Examples(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64), ImageInputs(images))
 
 
 def made_of(examples, kilobytes):
-    tokens = np.full((len(examples), kilobytes * 128 // len(examples)), examples.images.mean())  # float64
+    tokens = np.full((len(examples), kilobytes * 128 // len(examples)), examples.inputs.pixels().mean())  # float64
     return Examples(examples.labels, examples.domains, None, tokens)
 
 
@@ -138,13 +139,13 @@ def test_images_labels_domains_and_what_is_wanted_all_count():
     ask, plain = Asked(ROOMY), raw(0)
     known = ask(0, examples=plain)
     assert ask(0, examples=raw(0)) is known  # equal images are the same, wherever they lie
-    changed = plain.images.copy()
+    changed = plain.inputs.pixels().copy()
     changed[-1, -1, -1] ^= 1
     others = [
-        Examples(plain.labels, plain.domains, changed),
-        Examples(plain.labels + 1, plain.domains, plain.images),
-        Examples(plain.labels, plain.domains + 1, plain.images),
-        Examples(plain.labels, plain.domains, plain.images.reshape(8, 2, 8, 1)),
+        Examples(plain.labels, plain.domains, ImageInputs(changed)),
+        Examples(plain.labels + 1, plain.domains, plain.inputs),
+        Examples(plain.labels, plain.domains + 1, plain.inputs),
+        Examples(plain.labels, plain.domains, ImageInputs(plain.inputs.pixels().reshape(8, 2, 8, 1))),
     ]
     answers = [ask(0, examples=other) for other in others] + [ask(0, what="query", examples=plain)]
     assert len({id(answer) for answer in [known, *answers]}) == 6

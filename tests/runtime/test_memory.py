@@ -57,4 +57,4 @@ def test_prepared_examples_hold_no_images(runs, overrides, held):
     assert len(prepared) > 2
     for examples in prepared:
         assert {name for name in ("tokens", "query") if getattr(examples, name) is not None} == held
-        assert examples.images is None
+        assert examples.inputs is None

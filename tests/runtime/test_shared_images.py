@@ -9,6 +9,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from fedprompt.data.images import Handle, empty  # noqa: E402
+from fedprompt.data.inputs import ImageInputs  # noqa: E402
 from fedprompt.runtime.build import build_algorithm, build_data  # noqa: E402
 from fedprompt.runtime.pool import InProcessPool  # noqa: E402
 from fedprompt.runtime.ray.places import reserved  # noqa: E402
@@ -27,9 +28,9 @@ def shared_data(shared_runs):
     """The data of a run that needs images in every step, in memory that workers can map."""
     data = build_data(shared_runs.config(*IN_EVERY_STEP))
     for split in {id(view.split): view.split for view in (data.train, data.test)}.values():
-        images = empty(split.images.shape)
-        images[:] = split.images
-        object.__setattr__(split, "images", images)  # frozen, for everybody else
+        images = empty(split.inputs.array.shape)
+        images[:] = split.inputs.array
+        object.__setattr__(split, "inputs", ImageInputs(images))  # frozen, for everybody else
     return data
 
 
@@ -55,7 +56,7 @@ def test_workers_read_images_where_they_lie_or_get_copies_where_they_cannot(
     expected = trained_and_predicted(alone, config)
     alone.close()
     copied, put, handle = [], ray.put, Handle.of
-    monkeypatch.setattr(ray, "put", lambda value: copied.append(isinstance(value, np.ndarray)) or put(value))
+    monkeypatch.setattr(ray, "put", lambda value: copied.append(isinstance(value, ImageInputs)) or put(value))
     if not reachable:  # as from another host, where the number of this process means another one, or none
         monkeypatch.setattr(Handle, "of", lambda array: replace(handle(array), name="of another host"))
     with reserved(config) as places:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone
 
 
 def compile_blocks(backbone: Backbone, **how: Any) -> None:
@@ -15,5 +15,5 @@ def compile_blocks(backbone: Backbone, **how: Any) -> None:
     once more, for any number. Kinds that change blocks from inside (adapter, lora), and the last block where only its
     class token is computed, run as before.
     """
-    for block in backbone.vit.blocks:
+    for block in backbone.blocks:
         block.compile(**how)

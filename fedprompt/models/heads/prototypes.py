@@ -1,4 +1,4 @@
-"""Classes without a trained head: a prototype per class, scored by its cosine with the class feature."""
+"""Classes without a trained head: a prototype per class, scored by its cosine with what the head reads."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ class _Unfit(Exception):
     """Why a file holds no embeddings, as the middle of a line."""
 
 
-def read_embeddings(path: str, classes: int, width: int) -> Tensor:
+def read_embeddings(path: str, classes: int, width: int, hint: str = "") -> Tensor:
     """Read class embeddings [K, D], in the order of the classes, from a .npy file or the one tensor of a .safetensors.
 
-    The header is compared with K and D before any number is read. Raises InputError with one line that names the file.
+    The header is compared with K and D before any number is read. Raises InputError with one line that names the file,
+    and ends with ``hint``.
     """
-    shape = f"{classes} x {width} finite numbers (classes x width of the backbone's class feature)"
+    shape = f"{classes} x {width} finite numbers (classes x width of what the head reads{hint})"
     if not path.endswith(SUFFIXES):
         raise InputError(f"head.embeddings: found '{path}'; allowed: a file that ends in {' or '.join(SUFFIXES)}")
     try:

@@ -1,7 +1,7 @@
 """What a trainable kind is, the registry of kinds, and what several kinds share.
 
 A kind says which params it starts with, which block is the lowest that it touches, whether it needs the query feature
-of the backbone without prompts, and how stacked params [G, ...] and a batch become class features [M, D]. Kinds gather
+of the backbone without prompts, and how stacked params [G, ...] and a batch become features [M, D]. Kinds gather
 rows by index_select: its gradient adds up in a fixed order, unlike that of plain indexing on threads.
 """
 
@@ -16,18 +16,18 @@ import torch
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone, Tokens
 from fedprompt.models.batch import Batch
 from fedprompt.models.params import Params
 
-Features = tuple[Tensor, Tensor, Tensor | None]  # class features [M, D], penalty [G], selected prompts bool [G, P]
+Features = tuple[Tensor, Tensor, Tensor | None]  # features [M, D], penalty [G], selected prompts bool [G, P]
 
 
 @dataclass(frozen=True)
 class PromptOptions:
     """Which kind, of what size, where it enters, and how a pool is searched (configuration section ``prompt``).
 
-    ``public``: the images uint8 [m, H, W, 1 or 3] whose tokens prompts are drawn like, unless ``init`` is ``uniform``.
+    ``public``: arrays [m, ...] of the inputs whose tokens prompts are drawn like, unless ``init`` is ``uniform``.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class PromptOptions:
     rank: int = 8  # hidden units of an adapter, rank of a LoRA change
     channels: int = 16  # of a visual prompt's generator
     strength: float = 0.5  # how far a visual prompt moves a pixel at most
-    public: np.ndarray | None = None
+    public: tuple[np.ndarray, ...] | None = None
 
 
 class Kind(Protocol):
@@ -56,7 +56,7 @@ class Kind(Protocol):
         """Draw the params at their start."""
 
     def features(self, params: Params, batch: Batch) -> Features:
-        """Turn stacked params [G, ...] and a batch into class features."""
+        """Turn stacked params [G, ...] and a batch into features."""
 
 
 _KINDS: dict[str, Callable[[Backbone, PromptOptions], Kind]] = {}
@@ -87,25 +87,20 @@ def layer_within(backbone: Backbone, options: PromptOptions) -> int:
     return options.layer
 
 
-def insert(prompts: Tensor, tokens: Tensor) -> Tensor:
-    """Put prompts [M, L, D] behind the class token of tokens [M, T, D]."""
-    return torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], dim=1)
-
-
-def tokens_before(backbone: Backbone, layer: int, batch: Batch) -> Tensor:
-    """Tokens [M, T, D] before block ``layer``, from the batch where they were computed before, else from its images."""
+def tokens_before(backbone: Backbone, layer: int, batch: Batch) -> Tokens:
+    """Tokens before block ``layer``, from the batch where they were computed before, else from its inputs."""
     if batch.tokens is not None:
         return batch.tokens
     with torch.no_grad():
-        return backbone.run(backbone.embed(batch.images), 0, layer)
+        return backbone.run(backbone.embed(batch.given), 0, layer)
 
 
 def query_of(backbone: Backbone, batch: Batch) -> Tensor:
-    """Class features [M, D] of the backbone without prompts, from the batch where they were computed before."""
+    """Features [M, D] of the backbone without prompts, from the batch where they were computed before."""
     if batch.query is not None:
         return batch.query
     with torch.no_grad():
-        return backbone.class_feature(backbone.embed(batch.images), 0)
+        return backbone.features_from(backbone.embed(batch.given), 0)
 
 
 def no_penalty(batch: Batch, like: Tensor) -> Tensor:

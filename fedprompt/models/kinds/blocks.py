@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedprompt.errors import InputError
-from fedprompt.models.backbones.vit import Backbone, Change, Hook
+from fedprompt.models.backbones.base import Backbone, Change, Hook
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import Features, PromptOptions, kind, layer_within, no_penalty, tokens_before
 from fedprompt.models.params import Params
@@ -28,10 +28,10 @@ class _ChangedBlocks:
 
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.layer, self.rank = backbone, layer_within(backbone, options), options.rank
-        if not backbone.plain_from(self.layer):
+        if not backbone.changeable_from(self.layer):
             raise InputError(
-                f"prompt.kind: '{options.kind}' needs timm's plain pre-norm blocks, and this backbone (backbone.name) "
-                "has others; allowed: none, prompt, deep, pool, full"
+                f"prompt.kind: '{options.kind}' needs plain pre-norm blocks, and this backbone (backbone.name) "
+                "has others; allowed: none, prompt, deep, pool, visual, full"
             )
 
     def init(self, rng: np.random.Generator) -> Params:
@@ -43,7 +43,7 @@ class _ChangedBlocks:
     def features(self, params: Params, batch: Batch) -> Features:
         tokens = tokens_before(self.backbone, self.layer, batch)
         changes = [self._change(params, block, batch) for block in range(self.layer, self.backbone.depth)]
-        features = self.backbone.changed_class_feature(tokens, self.layer, changes)
+        features = self.backbone.features_from(tokens, self.layer, changes)
         return features, no_penalty(batch, features), None
 
     def _start(self, rng: np.random.Generator, block: int) -> Params:
@@ -95,9 +95,8 @@ class LoRA(_ChangedBlocks):
     """
 
     def _start(self, rng: np.random.Generator, block: int) -> Params:
-        inner = self.backbone.vit.blocks[block].attn.qkv.out_features // 3
         params = {}
-        for part in ("query", "value"):
+        for part, inner in zip(("query", "value"), self.backbone.projection_widths(block), strict=True):
             params[f"lora.{block}.{part}.a"] = self._inward(rng)
             params[f"lora.{block}.{part}.b"] = torch.zeros(self.rank, inner)
         return params

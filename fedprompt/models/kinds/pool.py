@@ -7,18 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,
     PromptOptions,
-    insert,
     kind,
     layer_within,
     query_of,
     tokens_before,
 )
-from fedprompt.models.kinds.start import draw_prompts
+from fedprompt.models.kinds.start import check_start, draw_prompts
 from fedprompt.models.params import Params
 
 
@@ -40,6 +39,7 @@ class PromptPool:
 
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.options, self.layer = backbone, options, layer_within(backbone, options)
+        check_start(backbone, options)
 
     def init(self, rng: np.random.Generator) -> Params:
         width = self.backbone.width
@@ -55,8 +55,9 @@ class PromptPool:
         chosen = self._choose(similarity.detach(), batch)  # [M, k]
         rows = batch.group[:, None] * pool.shape[1] + chosen  # of the pools, one after the other
         prompts = pool.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, -1)  # [M, k, D]
-        tokens = insert(prompts, tokens_before(self.backbone, self.layer, batch))
-        features = self.backbone.class_feature(tokens, self.layer)
+        tokens = tokens_before(self.backbone, self.layer, batch)
+        tokens = tokens.with_prompts(prompts, self.backbone.prompt_position)
+        features = self.backbone.features_from(tokens, self.layer)
         penalty = self.options.similarity * batch.group_mean(similarity.gather(1, chosen).sum(1))
         selected = torch.zeros(pool.shape[:2], dtype=torch.bool, device=pool.device)
         selected[batch.group[:, None].expand_as(chosen), chosen] = True

@@ -5,25 +5,24 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedprompt.models.backbones.vit import Backbone
+from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,
     PromptOptions,
-    insert,
     kind,
     layer_within,
     no_penalty,
     query_of,
     tokens_before,
 )
-from fedprompt.models.kinds.start import draw_prompts
+from fedprompt.models.kinds.start import check_start, draw_prompts
 from fedprompt.models.params import Params
 
 
 @kind("none")
 class NoPrompts:
-    """No prompts: the head sees the frozen backbone's class feature, so no block runs during training."""
+    """No prompts: the head sees the frozen backbone's feature, so no block runs during training."""
 
     needs_query = True
     fusable = True
@@ -49,14 +48,15 @@ class ShallowPrompt:
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.options = backbone, options
         self.layer, self.length = layer_within(backbone, options), options.length
+        check_start(backbone, options)
 
     def init(self, rng: np.random.Generator) -> Params:
         return {"prompt": draw_prompts(rng, self.length, self.layer, self.backbone, self.options)}
 
     def features(self, params: Params, batch: Batch) -> Features:
         tokens = tokens_before(self.backbone, self.layer, batch)
-        tokens = insert(params["prompt"].index_select(0, batch.group), tokens)
-        features = self.backbone.class_feature(tokens, self.layer)
+        tokens = tokens.with_prompts(params["prompt"].index_select(0, batch.group), self.backbone.prompt_position)
+        features = self.backbone.features_from(tokens, self.layer)
         return features, no_penalty(batch, features), None
 
 
@@ -70,6 +70,7 @@ class DeepPrompt:
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
         self.backbone, self.options = backbone, options
         self.layer, self.length = layer_within(backbone, options), options.length
+        check_start(backbone, options)
 
     def init(self, rng: np.random.Generator) -> Params:
         blocks = range(self.layer, self.backbone.depth)
@@ -78,12 +79,11 @@ class DeepPrompt:
 
     def features(self, params: Params, batch: Batch) -> Features:
         tokens = tokens_before(self.backbone, self.layer, batch)
-        last = self.backbone.depth - 1
+        last, at = self.backbone.depth - 1, self.backbone.prompt_position
         prompts = params["deep"].index_select(0, batch.group)  # [M, blocks, L, D]
         for block in range(self.layer, self.backbone.depth):
-            tokens = insert(prompts[:, block - self.layer], tokens)
+            tokens = tokens.with_prompts(prompts[:, block - self.layer], at)
             if block < last:
-                tokens = self.backbone.run(tokens, block, block + 1)
-                tokens = torch.cat([tokens[:, :1], tokens[:, 1 + self.length :]], dim=1)
-        features = self.backbone.class_feature(tokens, last)
+                tokens = self.backbone.run(tokens, block, block + 1).without_prompts(at)
+        features = self.backbone.features_from(tokens, last)
         return features, no_penalty(batch, features), None

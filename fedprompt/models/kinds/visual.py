@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedprompt.models.backbones.vit import Backbone, to_pixels
+from fedprompt.errors import InputError
+from fedprompt.models.backbones.base import Backbone, ImageBackbone
+from fedprompt.models.backbones.vit import to_pixels
 from fedprompt.models.batch import Batch
 from fedprompt.models.generator import init_generator, prompted
 from fedprompt.models.kinds.base import Features, PromptOptions, kind, no_penalty
@@ -23,13 +25,19 @@ class VisualPrompt:
     fusable = True
 
     def __init__(self, backbone: Backbone, options: PromptOptions) -> None:
+        if not isinstance(backbone, ImageBackbone):
+            raise InputError(
+                "prompt.kind: 'visual' is added to images, and this backbone (backbone.name) takes none; allowed: "
+                "none, prompt, deep, pool, adapter, lora, full"
+            )
         self.backbone, self.options = backbone, options
 
     def init(self, rng: np.random.Generator) -> Params:
         return init_generator(rng, self.options.channels)
 
     def features(self, params: Params, batch: Batch) -> Features:
-        pixels = to_pixels(batch.images.to(self.backbone.device), self.backbone.image_size, self.backbone.crop)
+        (images,) = batch.given
+        pixels = to_pixels(images.to(self.backbone.device), self.backbone.image_size, self.backbone.crop)
         pixels = prompted(params, pixels, batch, self.options.strength)
-        features = self.backbone.class_feature(self.backbone.embed_pixels(pixels), 0)
+        features = self.backbone.features_from(self.backbone.embed_pixels(pixels), 0)
         return features, no_penalty(batch, features), None

@@ -1,7 +1,7 @@
 """The pool of Ray workers: one frozen backbone and a share of a GPU per worker, data in this process.
 
-Workers of this process's host read images where they lie; where a worker cannot, or a data set's images are not made to
-be mapped, it gets copies through the object store, for one call each. What is prepared of images is computed once, by
+Workers of this process's host read inputs where they lie; where a worker cannot, or a data set's inputs are not made to
+be mapped, it gets copies through the object store, for one call each. What is prepared of inputs is computed once, by
 one worker, and put into the object store by this process. So all data lies on this process's host: whichever other host
 fails, nothing is lost but time. A worker that dies is started anew by Ray and its call repeated; a call's result
 depends on its arguments alone.
@@ -26,7 +26,8 @@ from fedprompt.client.personal import Point, Tuning
 from fedprompt.client.tasks import Task, Update
 from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData, View
-from fedprompt.data.images import Handle, NotHere, SharedRows
+from fedprompt.data.images import NotHere
+from fedprompt.data.inputs import Shared
 from fedprompt.models.params import Params
 from fedprompt.runtime.build import build_remote, worker_parts
 from fedprompt.runtime.memory import check_memory
@@ -117,8 +118,8 @@ class RayPool:
 
         def call(key: Key) -> Call:
             def submit(worker: Any) -> tuple[ray.ObjectRef, list[Any]]:
-                images, request = self._images_for(worker, [parts[key]]), (evaluation, key[1])
-                return worker.predict.remote(sent, self._prepared[key], *images, request=request), images
+                inputs, request = self._inputs_for(worker, [parts[key]]), (evaluation, key[1])
+                return worker.predict.remote(sent, self._prepared[key], *inputs, request=request), inputs
 
             return submit
 
@@ -136,9 +137,9 @@ class RayPool:
         def call(client: int) -> Call:
             def submit(worker: Any) -> tuple[ray.ObjectRef, list[Any]]:
                 own, request = indices[client], (evaluation, client)
-                images = self._images_for(worker, [Part(view, own)]) or [None]
-                result = worker.predict_client.remote(models[client], own, *images, *prepared, request=request)
-                return result, images
+                inputs = self._inputs_for(worker, [Part(view, own)]) or [None]
+                result = worker.predict_client.remote(models[client], own, *inputs, *prepared, request=request)
+                return result, inputs
 
             return submit
 
@@ -173,13 +174,13 @@ class RayPool:
     def _of_groups(
         self, groups: Sequence[Sequence[Task]], parts: Sequence[Mapping[Key, Part]], ask: Callable[..., Callable]
     ) -> Iterator[Any]:
-        """Ask a worker about every group, with what is prepared of the group's parts and their images; as they come."""
+        """Ask a worker about every group, with what is prepared of the group's parts and their inputs; as they come."""
         self._prepare({key: part for of_group in parts for key, part in of_group.items()})
 
         def call(tasks: Sequence[Task], own: Mapping[Key, Part]) -> Call:
             def submit(worker: Any) -> tuple[ray.ObjectRef, list[Any]]:
-                images, prepared = self._images_for(worker, own.values()), (self._prepared[key] for key in own)
-                return ask(worker, tasks)(*prepared, *images), images
+                inputs, prepared = self._inputs_for(worker, own.values()), (self._prepared[key] for key in own)
+                return ask(worker, tasks)(*prepared, *inputs), inputs
 
             return submit
 
@@ -200,8 +201,8 @@ class RayPool:
 
         def call(part: Part) -> Call:
             def submit(worker: Any) -> tuple[ray.ObjectRef, list[Any]]:
-                images = self._sent(worker, part)
-                return worker.prepare.remote(part.unprepared(), images, self._needs.tokens), [images]
+                inputs = self._sent(worker, part)
+                return worker.prepare.remote(part.unprepared(), inputs, self._needs.tokens), [inputs]
 
             return submit
 
@@ -209,15 +210,15 @@ class RayPool:
         for i, examples in self._results([call(part) for part in new.values()]):
             self._prepared[keys[i]] = ray.put(examples)
 
-    def _images_for(self, worker: Any, parts: Iterable[Part]) -> list[Any]:
-        """The images of parts as the worker can read them; none where no step needs them."""
-        return [self._sent(worker, part) for part in parts] if self._needs.images else []
+    def _inputs_for(self, worker: Any, parts: Iterable[Part]) -> list[Any]:
+        """The inputs of parts as the worker can read them; none where no step needs them."""
+        return [self._sent(worker, part) for part in parts] if self._needs.inputs else []
 
-    def _sent(self, worker: Any, part: Part) -> SharedRows | ray.ObjectRef:
-        """Where the worker finds a part's images: in this process's memory, or copies in the object store."""
-        rows = part.images()
-        handle = None if worker in self._elsewhere else Handle.of(rows.array)
-        return ray.put(rows[:]) if handle is None else SharedRows(handle, rows.indices)
+    def _sent(self, worker: Any, part: Part) -> Shared | ray.ObjectRef:
+        """Where the worker finds a part's inputs: in this process's memory, or copies in the object store."""
+        inputs = part.inputs()
+        shared = None if worker in self._elsewhere else inputs.shared()
+        return ray.put(inputs.copied()) if shared is None else shared
 
     def _results(self, calls: Sequence[Call]) -> Iterator[tuple[int, Any]]:
         """Make each call on a worker that is free; yields its number and result as they come.
