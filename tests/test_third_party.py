@@ -9,10 +9,10 @@ import pytest
 from test_readme import blocks
 from tiny import TINY
 
-from fedprompt.algorithms import registry
+from fedprompt import registry
+from fedprompt.algorithms import registry as methods
 from fedprompt.cli import main
 from fedprompt.config.parsing import from_dict, load
-from fedprompt.data import registry as data_sets
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
 
@@ -60,7 +60,7 @@ def fedprompt(tmp_path):
 
 
 @pytest.fixture
-def package(tmp_path, monkeypatch):
+def package(tmp_path, monkeypatch, registries):
     """Make an installed package ``other`` of one module, found as any other is; afterwards methods are as before."""
 
     def make(code, entry="theirs = other_module"):
@@ -70,16 +70,10 @@ def package(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[fedprompt.algorithms]\n{entry}\n")
         (tmp_path / "other_module.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
-        registry._load_all.cache_clear()
-        registry.tell_broken.cache_clear()
+        monkeypatch.setattr(registry, "_PLUGINS", registry._Plugins())
 
-    registry.available()
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
-    monkeypatch.setattr(data_sets, "_ENTRIES", dict(data_sets._ENTRIES))
     yield make
     sys.modules.pop("other_module", None)
-    registry._load_all.cache_clear()
-    registry._BROKEN.clear()
 
 
 DATA_SET = """
@@ -132,7 +126,7 @@ def test_a_package_may_bring_a_data_set_which_a_process_finds_that_read_no_confi
 
 def test_a_sound_package_is_found_without_a_word(package):
     package(method("theirs"))
-    assert registry.get("theirs").__module__ == "other_module"
+    assert methods.get("theirs").__module__ == "other_module"
 
 
 NO_CLASS = """
@@ -184,13 +178,13 @@ def assert_told(capsys, error):
 @pytest.mark.parametrize("command", ["algorithms", "datasets"])
 @pytest.mark.parametrize(("code", "error"), BROKEN.values(), ids=BROKEN)
 def test_a_package_that_is_broken_is_named_in_one_line_and_left_out(package, capsys, command, code, error):
-    before = dict(registry._ALGORITHMS), dict(data_sets._ENTRIES)
+    before = registry.snapshot()
     package(code)
     main.main([command], standalone_mode=False)
     assert_told(capsys, error)
-    assert before == (registry._ALGORITHMS, data_sets._ENTRIES)
+    assert before == registry.snapshot()
     load(None, TINY)
-    registry.available()
+    methods.available()
     assert capsys.readouterr().err == ""  # once is enough
 
 
@@ -236,6 +230,6 @@ def test_a_method_or_a_data_set_may_be_named_itself(package, capsys):
 
 def test_a_module_that_is_loaded_again_replaces_its_own_method(package):
     package(method("theirs"))
-    first = registry.get("theirs")
+    first = methods.get("theirs")
     exec(method("theirs"), {"__name__": "other_module"})
-    assert registry.get("theirs") is not first
+    assert methods.get("theirs") is not first

@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedprompt.config.schema import Config
 from fedprompt.errors import InputError
-from fedprompt.tracking import Progress, Tracker, files, metrics, progress
+from fedprompt.tracking import Progress, files, metrics, progress
 from fedprompt.tracking.plots import accuracy_figure, partition_figure, pixels, save, trajectory_figure
-from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots
+from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots, load_pools
 from fedprompt.tracking.tensorboard import scalar_tags
+from fedprompt.tracking.tracking import Tracking
 
 COUNTS = np.array([[5, 0, 2], [0, 7, 0], [1, 1, 40], [0, 0, 3]])
 NAMES = ["coat", "bag", "boot"]
@@ -49,7 +51,7 @@ def pool_of(round):
 
 
 def track(output, rounds, resume_round=None, finish=True):
-    tracker = Tracker(output, resume_round=resume_round)
+    tracker = Tracking(output, Config(), resume_round=resume_round)
     tracker.start(COUNTS, NAMES, "seed: 0")
     for round in rounds:
         tracker.round(record(round), {"pool": pool_of(round), "query_proj": torch.eye(8)})
@@ -200,7 +202,7 @@ def test_the_projector_holds_the_prompts_of_all_rounds_with_their_labels(finishe
 
 
 def test_prompts_that_are_not_finite_do_not_stop_the_tracker(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     tracker.round({"round": 0}, {"pool": torch.full((3, 8), math.nan)})
     tracker.round({"round": 1}, {"pool": torch.cat([torch.full((1, 8), math.inf), torch.eye(8)[:3]])})
     tracker.finish({})
@@ -215,7 +217,7 @@ def test_a_resumed_run_reads_like_one_that_was_never_interrupted(tmp_path):
     track(tmp_path / "whole", range(6))
     broken = tmp_path / "broken"
     tracker = track(broken, range(3), finish=False)
-    lost = Tracker(broken, resume_round=2)  # these two rounds came after the last checkpoint
+    lost = Tracking(broken, Config(), resume_round=2)  # these two rounds came after the last checkpoint
     for round in (3, 4):
         lost.round({"round": round, "train": {"loss": -1.0}}, {"pool": pool_of(0) - 100})
     lost.close()
@@ -254,7 +256,7 @@ def test_snapshots_are_bounded_and_evenly_spread_and_keep_both_ends(tmp_path):
         if round == 137:
             snapshots = PoolSnapshots(tmp_path, 136)
         snapshots.add(round, np.full((2, 3), round))
-    pools = snapshots.load()
+    pools = load_pools(tmp_path)
     rounds = sorted(pools)
     assert len(rounds) == len(list(tmp_path.iterdir())) == SNAPSHOTS
     assert (rounds[0], rounds[-1]) == (0, 199)
@@ -266,7 +268,8 @@ def test_a_resume_drops_the_snapshots_of_later_rounds(tmp_path):
     snapshots = PoolSnapshots(tmp_path, None)
     for round in range(5):
         snapshots.add(round, np.ones((2, 3)))
-    assert list(PoolSnapshots(tmp_path, 2).load()) == [0, 1, 2]
+    PoolSnapshots(tmp_path, 2)
+    assert list(load_pools(tmp_path)) == [0, 1, 2]
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -276,7 +279,7 @@ def test_a_damaged_snapshot_warns_and_is_left_out(tmp_path):
     snapshots.add(1, np.ones((2, 3)))
     (tmp_path / "round_0000.npy").write_bytes(b"\x93NUMPY")
     with pytest.warns(UserWarning, match=r"round_0000\.npy cannot be read"):
-        assert list(snapshots.load()) == [1]
+        assert list(load_pools(tmp_path)) == [1]
 
 
 # --- result.json and failing disks
@@ -290,7 +293,7 @@ def test_result_json_holds_plain_numbers(finished):
 def test_a_full_disk_leaves_the_old_result_whole_and_surfaces_as_os_error(tmp_path, monkeypatch):
     tracker = track(tmp_path, range(2))
     before = (tmp_path / "result.json").read_bytes()
-    tracker = Tracker(tmp_path, resume_round=1)
+    tracker = Tracking(tmp_path, Config(), resume_round=1)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -304,7 +307,7 @@ def test_a_full_disk_leaves_the_old_result_whole_and_surfaces_as_os_error(tmp_pa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' always-full device")
 def test_a_metrics_line_that_does_not_fit_surfaces_as_os_error(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         tracker.round(record(1), {})
@@ -313,14 +316,14 @@ def test_a_metrics_line_that_does_not_fit_surfaces_as_os_error(tmp_path):
 def test_an_output_that_cannot_be_a_folder_surfaces_as_os_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        Tracker(tmp_path / "file" / "run")
+        Tracking(tmp_path / "file" / "run", Config())
 
 
 # --- a run without prompts, or without rounds
 
 
 def test_a_method_without_prompts_has_no_trajectory(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     tracker.round({"round": 1, "cohort": [0], "train": {"loss": 1.0}}, {})
     tracker.finish({})
     assert (tmp_path / "accuracy.png").exists()
@@ -328,7 +331,7 @@ def test_a_method_without_prompts_has_no_trajectory(tmp_path):
 
 
 def test_deep_half_precision_prompts_are_kept_as_rows(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     tracker.round({"round": 0}, {"prompt": torch.ones(3, 2, 8, dtype=torch.bfloat16, requires_grad=True)})
     tracker.close()
     assert np.load(tmp_path / "pools" / "round_0000.npy").shape == (6, 8)

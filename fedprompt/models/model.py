@@ -10,16 +10,16 @@ from torch import Tensor
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.vit import Backbone
 from fedprompt.models.batch import Batch, Output
-from fedprompt.models.heads.classifier import HeadOptions, apply_head, init_head
-from fedprompt.models.heads.prototypes import prototype_scores
+from fedprompt.models.heads.classifier import HeadOptions
+from fedprompt.models.heads.registry import make_head
 from fedprompt.models.kinds import PromptOptions, make_kind
-from fedprompt.models.params import Params
+from fedprompt.models.params import HEAD, Params
 
 
 class PromptedModel:
     """A frozen backbone with what is trained on it. Holds no trained tensor itself: those are ``Params`` from outside.
 
-    ``prototypes`` [K, D] take the place of a trained head where ``head.kind`` says so.
+    ``prototypes`` [K, D] are for a head that wants them.
 
     Raises InputError when the kind does not go with this backbone (``make_kind``), or when the head is to read class
     scores of a backbone that has no classifier.
@@ -37,26 +37,26 @@ class PromptedModel:
             raise InputError(
                 "head.input: 'logits', but these weights (backbone.weights) have no classifier; allowed: features"
             )
-        self.backbone, self.head, self.classes = backbone, head, classes
+        self.backbone, self.classes = backbone, classes
         self.device = backbone.device
-        self._prototypes = prototypes  # [K, D], with head.kind = prototypes
+        self.head = make_head(head, prototypes)
         self.kind = make_kind(backbone, prompt)
 
     def init(self, rng: np.random.Generator) -> Params:
         """Draw all params at their start: the head first, so that it starts alike under every kind."""
-        inputs = self.backbone.classes if self.head.input == "logits" else self.backbone.width
-        head = init_head(self.head, inputs, self.classes, rng)
+        inputs = self.backbone.classes if self.head.options.input == "logits" else self.backbone.width
+        head = self.head.init(inputs, self.classes, rng)
+        if strange := [name for name in head if not name.startswith(HEAD)]:
+            found = self.head.options.kind
+            raise InputError(f"head.kind: '{found}' has params '{strange[0]}'; allowed: names that begin with '{HEAD}'")
         return {**self.kind.init(rng), **head}
 
     def forward(self, params: Params, batch: Batch) -> Output:
         """Class scores [M, K] for stacked params {name: [G, ...]}; classes that a sample cannot have score -inf."""
         features, penalty, selected = self.kind.features(params, batch)
-        if self.head.input == "logits":
+        if self.head.options.input == "logits":
             features = self.backbone.logits(features)
-        if self._prototypes is not None:
-            logits = prototype_scores(features, self._prototypes, self.head.scale)
-        else:
-            logits = batch.unpadded(apply_head(params, batch.padded(features), batch.keep))
+        logits = self.head.scores(params, features, batch)
         if batch.mask is not None:
             logits = logits.masked_fill(~batch.mask, float("-inf"))
         return Output(logits, penalty, selected)

@@ -27,6 +27,7 @@ from scipy.sparse import csr_array
 from fedprompt.algorithms.base import RULE, Algorithm, MethodSettings, Metrics, State
 from fedprompt.algorithms.decentralized.gossip import Compression, Models, mix, mix_compressed
 from fedprompt.algorithms.decentralized.graphs import Graph, among, lose, make_links, metropolis, spectral_gap
+from fedprompt.client.rules.registry import with_gradients
 from fedprompt.client.tasks import Task, Update
 from fedprompt.models.params import Params, size_in_bytes, weighted_mean
 
@@ -74,7 +75,7 @@ class Decentralized(Algorithm):
 
     averaged_model = True
     gossip_steps = 1  # Q
-    optimizers = ("sgd", "adam")
+    optimizers = with_gradients("sgd")
     Settings = GossipSettings
     settings: GossipSettings
 

@@ -12,11 +12,12 @@ from torch.func import functional_call
 
 from fedprompt.models.backbones.vit import CLASSIFIER, Backbone
 from fedprompt.models.batch import Batch
-from fedprompt.models.kinds.base import Features, PromptOptions, kind, no_penalty
+from fedprompt.models.kinds.base import Features, PromptOptions, no_penalty
+from fedprompt.models.kinds.registry import kind
 from fedprompt.models.params import Params
 
 
-@kind("full")
+@kind("full", "every weight of the backbone", rates={"adam": (5e-4, 3e-5), "sgd": (0.01, 1e-3)})
 class FullFineTuning:
     """``backbone.{name}``: all weights of the ViT but its own classifier, starting at the pretrained values.
 

