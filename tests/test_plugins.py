@@ -76,7 +76,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("place")
     (folder / "pictures").mkdir()
     rng = np.random.default_rng(0)
-    for part, count in (("train", 240), ("test", 40)):
+    for part, count in (("train", 600), ("test", 40)):
         images, labels = rng.integers(0, 255, (count, 20, 20), dtype=np.uint8), np.arange(count) % 4
         np.savez(folder / "pictures" / f"{part}.npz", images=images, labels=labels)
     return folder

@@ -12,10 +12,13 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY
 
-from fedprompt.config.schema import Config
-from fedprompt.errors import InputError
-from fedprompt.tracking import Progress, files, metrics, progress
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config, TrackingSection
+from fedprompt.errors import InputError, RunFailed
+from fedprompt.runtime.run import run_in_process
+from fedprompt.tracking import Progress, Tracker, files, metrics, progress, tracker
 from fedprompt.tracking.plots import accuracy_figure, partition_figure, pixels, save, trajectory_figure
 from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots, load_pools
 from fedprompt.tracking.tensorboard import scalar_tags
@@ -50,8 +53,8 @@ def pool_of(round):
     return torch.arange((6 + round) * 8, dtype=torch.float32).reshape(-1, 8).sin() + round
 
 
-def track(output, rounds, resume_round=None, finish=True):
-    tracker = Tracking(output, Config(), resume_round=resume_round)
+def track(output, rounds, resume_round=None, finish=True, config=Config()):  # noqa: B008
+    tracker = Tracking(output, config, resume_round=resume_round)
     tracker.start(COUNTS, NAMES, "seed: 0")
     for round in rounds:
         tracker.round(record(round), {"pool": pool_of(round), "query_proj": torch.eye(8)})
@@ -523,3 +526,70 @@ def test_drawing_leaves_the_users_matplotlib_alone():
         "assert matplotlib.get_backend() == 'svg' and matplotlib.rcParams['font.size'] == 7\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- trackers of other packages
+
+
+def broken_tracker(function):
+    """A registered tracker of which one function raises; it notes what it is told."""
+    told = []
+
+    def raising(self, *given):
+        raise ConnectionError("no answer\nfrom anywhere")
+
+    def noting(name):
+        return lambda self, *given: told.append((name, *given))
+
+    functions = {name: noting(name) for name in ("start", "round", "finish", "close")}
+    tracker("theirs", "one of theirs")(type("Theirs", (Tracker,), {**functions, function: raising}))
+    return told
+
+
+def with_theirs():
+    return Config(tracking=TrackingSection(trackers=("theirs",)))
+
+
+def test_a_tracker_gets_the_folder_the_configuration_and_each_round(registries, tmp_path):
+    told = broken_tracker("nothing")
+    track(tmp_path, range(2), config=with_theirs())
+    assert [name for name, *_ in told] == ["start", "round", "round", "finish", "close"]
+    assert told[1][1]["test"]["per_class"] == [0.0, 0.5, None]
+    assert told[3][1]["final"]["loss"] is None
+
+
+@pytest.mark.parametrize("function", ["__init__", "start", "round", "finish", "close"])
+def test_what_a_foreign_tracker_raises_ends_the_run_with_a_line_that_names_it(registries, tmp_path, function):
+    broken_tracker(function)
+    with pytest.raises(
+        RunFailed, match=rf"tracker 'theirs' .*: {function} raised ConnectionError: no answer from"
+    ) as end:
+        track(tmp_path, range(2), config=with_theirs())
+    assert "\n" not in str(end.value)
+    assert "raise ConnectionError" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_run_with_a_broken_tracker_keeps_its_rounds_and_goes_on_without_it(registries, tmp_path):
+    broken_tracker("finish")
+    overrides = [*TINY, "algorithm.name=head", "tracking.trackers=[theirs]"]
+    with pytest.raises(RunFailed, match="tracker 'theirs'"):
+        list(run_in_process(load(None, overrides), tmp_path))
+    whole = list(run_in_process(load(None, [*overrides, "tracking.trackers=[]"]), tmp_path))
+    assert whole[-1]["result"]["rounds"] == 2
+    assert [record["round"] for record in metrics.read(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+def test_the_key_of_tensorboard_adds_and_takes_away_that_tracker():
+    for given, trackers in {
+        "tracking.tensorboard=false": ("figures",),
+        "tracking.tensorboard=true": ("figures", "tensorboard"),
+        "tracking.trackers=[]": (),
+    }.items():
+        tracking = load(None, [given]).tracking
+        assert (tracking.trackers, tracking.tensorboard) == (trackers, None)
+    with pytest.raises(
+        InputError, match=r"tracking\.trackers: unknown tracker 'tensorbord' \(did you mean 'tensorboard'"
+    ):
+        load(None, ["tracking.trackers=[tensorbord]"])
+    with pytest.raises(InputError, match="'figures' is there twice"):
+        load(None, ["tracking.trackers=[figures,figures]"])
