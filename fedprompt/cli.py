@@ -18,6 +18,7 @@ from fedprompt.config.parsing import load
 from fedprompt.errors import InputError, RunFailed, did_you_mean
 from fedprompt.failure import told_in_one_line
 from fedprompt.interrupts import terminated_as_interrupt, undisturbed
+from fedprompt.registry import TYPES
 from fedprompt.terminal import INTERRUPTED, fail, follow, stoppable
 from fedprompt.wording import counted
 
@@ -216,12 +217,13 @@ def _list(type: str) -> None:
 @click.argument("type", metavar="TYPE")
 def listed(type: str) -> None:
     """List what there is of a TYPE, that of other packages included."""
-    from fedprompt.registry import TYPES
-
     words = sorted(word.replace("_", "-") for word in TYPES)
     if type not in words:
         raise InputError(f"list: unknown type '{type}'{did_you_mean(type, words)}; allowed: {', '.join(words)}")
     _list(type.replace("-", "_"))
+
+
+listed.epilog = "\b\nTYPE:\n" + "\n".join(f"  {type.replace('_', '-')}" for type in sorted(TYPES))
 
 
 @_command
