@@ -93,12 +93,12 @@ class Registry(Generic[R]):
             )
         self._entries[entry.name] = entry
 
-    def get(self, name: str) -> R:
+    def get(self, name: str | None) -> R:
         """Return what is called ``name``; raises InputError that lists the names there are, and what is broken."""
         self._complete()
-        if name not in self._entries:
+        if name is None or name not in self._entries:
             raise InputError(
-                f"{self.key}: unknown {self.noun} {shown(name)}{did_you_mean(name, self._entries)}; "
+                f"{self.key}: unknown {self.noun} {shown(name)}{did_you_mean(str(name), self._entries)}; "
                 f"allowed: {', '.join(sorted(self._entries))}{why_missing()}"
             )
         return self._entries[name]

@@ -39,11 +39,11 @@ class Tracking:
     def __init__(self, output: Path, config: Config, resume_round: int | None = None) -> None:
         self.output = Path(output)
         self.output.mkdir(parents=True, exist_ok=True)
-        files = Registered("files", "", "", RunFiles)
+        files: Registered[type[Tracker]] = Registered("files", "", "", RunFiles)
         self._open: list[tuple[Registered[type[Tracker]], Tracker]] = []
         with ExitStack() as stack:
             stack.callback(self.close)
-            for entry in (files, *map(TRACKERS.get, config.tracking.trackers)):
+            for entry in [files, *(TRACKERS.get(name) for name in config.tracking.trackers)]:
                 with self._calling(entry, "__init__"):
                     self._open.append((entry, entry.thing(self.output, config, resume_round)))
             stack.pop_all()

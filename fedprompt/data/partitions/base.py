@@ -131,7 +131,8 @@ def with_minimum(
         raise InputError(f"partition.min_size: {options.min_size} for each of {counted(clients, 'client')} needs"
                          f" {options.min_size * clients} training samples, there are {len(samples)};"
                          f" allowed: at most {len(samples) // clients}")  # fmt: skip
-    best, reached = None, -1
+    best: list[np.ndarray] = []
+    reached = -1
     for _ in range(REDRAWS):
         parts = draw()
         smallest = min(len(part) for part in parts)
