@@ -33,7 +33,7 @@ from benchmarks import obvious
 from benchmarks.gpu_clock import matrix_products, matrix_rate, timed, waits_per_step
 from fedprompt.client.examples import Examples, prepare
 from fedprompt.client.rules.base import LocalOptions
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group
 from fedprompt.data.inputs import ImageInputs

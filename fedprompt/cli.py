@@ -17,6 +17,7 @@ from fedprompt.errors import InputError, RunFailed, did_you_mean
 from fedprompt.failure import told_in_one_line
 from fedprompt.interrupts import terminated_as_interrupt, undisturbed
 from fedprompt.programs import BENCHMARKS, PROGRAMS, STUDIES
+from fedprompt.registry import TYPES
 from fedprompt.terminal import INTERRUPTED, fail, follow, stoppable
 from fedprompt.wording import counted
 
@@ -46,7 +47,7 @@ def main(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _command(function: Callable[..., None]) -> Callable[..., None]:
+def _command(function: Callable[..., None], name: str | None = None) -> Callable[..., None]:
     """Turn what can go wrong into one line on standard error and the exit code that belongs to it."""
 
     @wraps(function)
@@ -59,7 +60,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             fail(INTERRUPTED, 1)
 
-    return main.command()(guarded)
+    return main.command(name)(guarded)
+
+
+def _named(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command have another name than its function, which would hide one of Python's."""
+    return lambda function: _command(function, name)
 
 
 def _split(arguments: tuple[str, ...]) -> tuple[str | None, list[str]]:
@@ -194,28 +200,41 @@ def partition(config: tuple[str, ...], output: Path | None, features: bool) -> N
         click.echo(f"written: {output / 'partition.csv'}, {output / 'partition.png'}")
 
 
+def _list(type: str) -> None:
+    from fedprompt import listings
+
+    listings.show(listings.listing(type), indent=4 if type == "backbones" else None)
+
+
+@_named("list")
+@click.argument("type", metavar="TYPE")
+def listed(type: str) -> None:
+    """List what there is of a TYPE, that of other packages included."""
+    words = sorted(word.replace("_", "-") for word in TYPES)
+    if type not in words:
+        raise InputError(f"list: unknown type '{type}'{did_you_mean(type, words)}; allowed: {', '.join(words)}")
+    _list(type.replace("-", "_"))
+
+
+listed.epilog = "\b\nTYPE:\n" + "\n".join(f"  {type.replace('_', '-')}" for type in sorted(TYPES))
+
+
 @_command
 def algorithms() -> None:
     """List the methods: what they are, where they are from, what they train and their settings."""
-    from fedprompt import listings
-
-    listings.show(listings.algorithms())
+    _list("algorithms")
 
 
 @_command
 def datasets() -> None:
     """List the data sets, whether they are present here, and how to get them."""
-    from fedprompt import listings
-
-    listings.show(listings.datasets())
+    _list("datasets")
 
 
 @_command
 def backbones() -> None:
     """List pretrained backbones, whether their weights are present here, and how to get them."""
-    from fedprompt import listings
-
-    listings.show(listings.backbones(), indent=4)
+    _list("backbones")
 
 
 @_command

@@ -1,4 +1,4 @@
-"""What there is to choose from, in columns: methods, data sets and backbones."""
+"""What there is to choose from, in columns, for every type that has a registry."""
 
 from __future__ import annotations
 
@@ -7,20 +7,49 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
+
+from fedprompt import registry
 
 Rows = list[tuple[str, ...]]
 _QUOTED = re.compile(r'(\S+ ){0,2}"[^"]*"')  # with the program and the option before it
 
 
+def listing(type: str) -> Rows:
+    """Everything of a type, one of ``registry.TYPES``; packages that cannot be loaded are told on standard error."""
+    registry.tell_broken()
+    more = {"algorithms": algorithms, "datasets": datasets, "backbones": backbones, "local_rules": local_rules}
+    return more[type]() if type in more else others(type)
+
+
+def others(type: str) -> Rows:
+    """Names, a line about each, and where they are from."""
+    rows: Rows = []
+    for entry in registry.registry_of(type).available():
+        rows += [(entry.name, entry.about), *_source(entry)]
+    return rows
+
+
+def local_rules() -> Rows:
+    """The local rules: what they are, where they are from, what they need and their rates."""
+    from fedprompt.client.rules.registry import LOCAL_RULES
+
+    rows: Rows = []
+    for rule in LOCAL_RULES.available():
+        needs = "" if rule.needs_gradients else "; needs no gradients: clients ask a black-box model"
+        rates = f"local.lr={rule.lr:g} local.prompt_lr={rule.prompt_lr:g}"
+        rows += [(rule.name, f"{rule.about}{needs}"), *_source(rule), (rates,)]
+    return rows
+
+
 def algorithms() -> Rows:
     """The methods: what they are, where they are from, what they train and their settings."""
-    from fedprompt.algorithms import registry
+    from fedprompt.algorithms.registry import available
 
-    registry.tell_broken()
     rows: Rows = []
-    for method in registry.available():
+    for method in available():
         fields = method.Settings.model_fields.items()
         settings = [f"algorithm.{n}={'...' if f.is_required() else f.get_default()}" for n, f in fields]
         more = method.source, f"prompt.kind={'|'.join(method.kinds)}", " ".join(settings)
@@ -30,10 +59,8 @@ def algorithms() -> Rows:
 
 def datasets() -> Rows:
     """The data sets, whether they are present here, and how to get them."""
-    from fedprompt.algorithms import registry
     from fedprompt.data import available
 
-    registry.tell_broken()  # packages with methods may bring data sets
     rows: Rows = []
     for info in available():
         rows += [(info.name, _state(info.present), info.about), *_how(info.present, info.get)]
@@ -42,11 +69,14 @@ def datasets() -> Rows:
 
 def backbones() -> Rows:
     """Pretrained backbones, whether their weights are present here, and how to get them."""
+    from fedprompt.models.backbones.registry import BACKBONES
     from fedprompt.models.weights.named import available
 
     rows: Rows = []
     for entry in available():
         rows += [(entry.name, entry.weights, _state(entry.present)), (entry.about,), *_how(entry.present, entry.how)]
+    for own in BACKBONES.available():
+        rows += [(own.name, "its own", "present"), (own.about,), *_source(own)]
     return rows
 
 
@@ -74,6 +104,10 @@ def columns(rows: Sequence[tuple[str, ...]], indent: int | None = None, width: i
         kept = _QUOTED.sub(lambda found: found[0].replace(" ", "\0"), last)
         wrap = textwrap.TextWrapper(width, start, below, break_long_words=False, break_on_hyphens=False)
         yield from (line.replace("\0", " ") for line in wrap.wrap(kept) or [start])
+
+
+def _source(entry: registry.Registered[Any]) -> Rows:
+    return [(entry.source,)] if entry.source else []
 
 
 def _state(present: bool) -> str:

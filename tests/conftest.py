@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedprompt import registry
 from fedprompt.client.examples import Examples
 from fedprompt.data.inputs import ImageInputs
 from fedprompt.models.backbones.base import Tokens
@@ -50,6 +51,17 @@ class Here(Executor):
 def many_runs_here(monkeypatch) -> None:
     """Let benchmarks of many runs do them in this process: each of theirs would take seconds to import torch."""
     monkeypatch.setattr(many_runs, "one_per_core", Here)
+
+
+@pytest.fixture
+def registries(monkeypatch) -> Iterator[None]:
+    """Afterwards nothing is registered that was not before, and plugins are as if never loaded."""
+    for type in registry.TYPES:
+        registry.registry_of(type).names()
+    before = registry.snapshot()
+    monkeypatch.setattr(registry, "_PLUGINS", registry._Plugins(are_loaded=True))
+    yield
+    registry.restore(before)
 
 
 @pytest.fixture(scope="session")

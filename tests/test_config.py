@@ -5,7 +5,7 @@ import re
 import pytest
 
 from fedprompt.config.parsing import load
-from fedprompt.config.schema import RATES, Config
+from fedprompt.config.schema import Config
 from fedprompt.errors import InputError
 
 
@@ -98,7 +98,7 @@ def test_what_is_read_cannot_be_changed():
         ("data.name=5", ["data.name", "found 5", "text"]),
         ("partition.alpha=0", ["partition.alpha", "found 0", "greater than 0"]),
         ("partition.alpha=.nan", ["partition.alpha", "nan", "finite"]),
-        ("partition.kind=dirichlt", ["partition.kind", "did you mean 'dirichlet'?", "'shards'"]),
+        ("partition.kind=dirichlt", ["partition.kind", "did you mean 'dirichlet'?", "shards"]),
         ("runtime.precision=fp16", ["runtime.precision", "'fp16'", "'bfloat16'"]),
         ("federation.cohort=21", ["federation.cohort", "21", "federation.clients = 20", "1 to 20"]),
         ("prompt.top_k=21", ["prompt.top_k", "21", "prompt.pool_size = 20", "1 to 20"]),
@@ -263,9 +263,9 @@ def test_tags_in_a_file_execute_nothing(tmp_path):
 def test_optimizer_and_rates_left_out_are_the_methods_own():
     assert load().local.optimizer == "adam"
     scaffold = load(None, ["algorithm.name=scaffold"]).local
-    assert (scaffold.optimizer, scaffold.lr) == ("sgd", RATES["sgd"][0])
+    assert (scaffold.optimizer, scaffold.lr) == ("sgd", 0.01)
     fedavg = load(None, ["algorithm.name=fedavg", "local.optimizer=sgd", "local.prompt_lr=0.25"]).local
-    assert (fedavg.lr, fedavg.prompt_lr) == (RATES["sgd"][0], 0.25)
+    assert (fedavg.lr, fedavg.prompt_lr) == (0.01, 0.25)
 
 
 def test_rates_left_out_are_those_that_validation_preferred_for_the_kind():

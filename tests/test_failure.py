@@ -10,7 +10,7 @@ import torch
 from commands import cli
 from tiny import TINY
 
-from fedprompt.algorithms import registry
+from fedprompt import registry
 from fedprompt.config.parsing import load
 from fedprompt.failure import told, told_in_one_line
 from fedprompt.models.weights import named as weights
@@ -44,7 +44,7 @@ COMMANDS = {
     "run, data": (["run", *FAST, "--local", "--output", "out"], running, "build_data", "rounds: 1"),
     "run, before it has a folder": (["run", *FAST, "--local"], running, "default_output", "fedprompt run"),
     "partition": (["partition", *FAST], build, "divided_data", "fedprompt partition"),
-    "algorithms": (["algorithms"], registry, "available", "fedprompt algorithms"),
+    "algorithms": (["algorithms"], registry, "tell_broken", "fedprompt algorithms"),
     "datasets": (["datasets"], registry, "tell_broken", "fedprompt datasets"),
     "backbones": (["backbones"], weights, "available", "fedprompt backbones"),
     "sweep": (["sweep", "sweep.yaml"], sweep, "connected", "seed: 3"),

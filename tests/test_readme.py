@@ -12,7 +12,6 @@ from tiny import TINY_MODEL
 
 from fedprompt.algorithms import registry
 from fedprompt.cli import main
-from fedprompt.data import registry as data_sets
 from fedprompt.programs import PROGRAMS
 from fedprompt.sweeps.space import expand
 from fedprompt.sweeps.sweep_file import read
@@ -36,15 +35,6 @@ def shown(name):
     """The one command, outside the blocks that are run, in which a word occurs."""
     (line,) = {line for line in re.findall(r"^\$ (fedprompt .*)$", TEXT, flags=re.MULTILINE) if name in line}
     return line
-
-
-@pytest.fixture
-def methods():
-    """Afterwards methods are as they were."""
-    before = dict(registry._ALGORITHMS)
-    yield
-    registry._ALGORITHMS.clear()
-    registry._ALGORITHMS.update(before)
 
 
 @pytest.fixture
@@ -102,7 +92,7 @@ def define(code, name="page"):
     exec(compile(code, name, "exec"), {"__name__": name})
 
 
-def test_the_method_that_is_shown_runs(folder, methods):
+def test_the_method_that_is_shown_runs(folder, registries):
     (code,) = blocks("python", about="fedmedian")
     define(code)
     assert code.count("\n") <= 30
@@ -110,7 +100,7 @@ def test_the_method_that_is_shown_runs(folder, methods):
     assert (folder / "runs/median/result.json").exists()
 
 
-def test_the_rule_that_is_shown_clips_gradients(folder, methods):
+def test_the_rule_that_is_shown_clips_gradients(folder, registries):
     (code,) = blocks("python", about="fedclip")
     define(code)
     losses = {}
@@ -123,8 +113,7 @@ def test_the_rule_that_is_shown_clips_gradients(folder, methods):
     assert losses["default"][0] != pytest.approx(losses["default"][-1], abs=1e-5)
 
 
-def test_the_loader_that_is_shown_loads(folder, monkeypatch):
-    monkeypatch.setattr(data_sets, "_ENTRIES", dict(data_sets._ENTRIES))
+def test_the_loader_that_is_shown_loads(folder, registries):
     (code,) = blocks("python", about="numpy.savez")
     define(code)
     (folder / "pictures").mkdir()

@@ -1,85 +1,35 @@
-"""Methods that other packages bring: the example of docs/extending.md, packaged and installed; and broken packages."""
+"""Other packages: what they register is found, and a broken one costs itself alone."""
 
-import json
-import os
-import subprocess
 import sys
 
 import pytest
-from test_readme import blocks
 from tiny import TINY
 
-from fedprompt.algorithms import registry
+from fedprompt import registry
+from fedprompt.algorithms import registry as methods
 from fedprompt.cli import main
 from fedprompt.config.parsing import from_dict, load
-from fedprompt.data import registry as data_sets
 from fedprompt.errors import InputError
 from fedprompt.runtime.build import build_algorithm, build_data
 
-PROJECT = """\
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "my-package"
-version = "1.0"
-
-"""
-PIP = [
-    *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"),
-    "--disable-pip-version-check",
-]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The folder into which pip has installed a package made of two blocks of that page."""
-    (code,), (entry,) = blocks("python", about="fedmedian"), blocks("toml")
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    (source / "my_package").mkdir()
-    (source / "my_package" / "__init__.py").touch()
-    (source / "my_package" / "fedmedian.py").write_text(code, encoding="utf-8")
-    (source / "pyproject.toml").write_text(PROJECT + entry, encoding="utf-8")
-    pip = subprocess.run([*PIP, "--target", target, source], capture_output=True, text=True, check=False)
-    assert pip.returncode == 0, pip.stderr
-    return target
-
 
 @pytest.fixture
-def fedprompt(tmp_path):
-    """Call the command line in a process of its own, in an empty folder, with more folders to import from."""
-
-    def call(*arguments, path=()):
-        more = [*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(more)}
-        command = [sys.executable, "-m", "fedprompt", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-
-    return call
-
-
-@pytest.fixture
-def package(tmp_path, monkeypatch):
+def package(tmp_path, monkeypatch, registries):
     """Make an installed package ``other`` of one module, found as any other is; afterwards methods are as before."""
 
-    def make(code, entry="theirs = other_module"):
-        info = tmp_path / "other-1.0.dist-info"
+    def make(code, entry="theirs = other_module", type="algorithms", name="other"):
+        info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[fedprompt.algorithms]\n{entry}\n")
-        (tmp_path / "other_module.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[fedprompt.{type}]\n{entry}\n")
+        (tmp_path / f"{name}_module.py").write_text(code)
         monkeypatch.syspath_prepend(tmp_path)
-        registry._load_all.cache_clear()
-        registry.tell_broken.cache_clear()
+        monkeypatch.setattr(registry, "_PLUGINS", registry._Plugins())
 
-    registry.available()
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
-    monkeypatch.setattr(data_sets, "_ENTRIES", dict(data_sets._ENTRIES))
     yield make
-    sys.modules.pop("other_module", None)
-    registry._load_all.cache_clear()
-    registry._BROKEN.clear()
+    for name in [name for name in sys.modules if name.endswith("_module")]:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 DATA_SET = """
@@ -103,24 +53,6 @@ class Theirs(FedAvg):
 """
 
 
-def test_the_installed_method_is_listed(fedprompt, installed):
-    ended = fedprompt("algorithms", path=[installed])
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "fedmedian" in [line.split()[0] for line in ended.stdout.splitlines()]
-
-
-def test_the_installed_method_runs(fedprompt, installed, tmp_path):
-    ended = fedprompt("run", *TINY, "algorithm.name=fedmedian", "--local", "--output", "median", path=[installed])
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert json.loads((tmp_path / "median" / "result.json").read_text())["algorithm"] == "fedmedian"
-
-
-def test_where_the_package_is_not_installed_the_method_is_unknown(fedprompt):
-    ended = fedprompt("run", *TINY, "algorithm.name=fedmedian", "--local", "--output", "median")
-    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
-    assert "algorithm.name: unknown method 'fedmedian'" in ended.stderr
-
-
 def test_a_package_may_bring_a_data_set_which_a_process_finds_that_read_no_configuration(package, capsys):
     config = from_dict({"federation": {"clients": 4, "cohort": 2}})
     config = config.model_copy(update={"data": config.data.model_copy(update={"name": "theirs"})})
@@ -132,7 +64,7 @@ def test_a_package_may_bring_a_data_set_which_a_process_finds_that_read_no_confi
 
 def test_a_sound_package_is_found_without_a_word(package):
     package(method("theirs"))
-    assert registry.get("theirs").__module__ == "other_module"
+    assert methods.get("theirs").__module__ == "other_module"
 
 
 NO_CLASS = """
@@ -184,13 +116,13 @@ def assert_told(capsys, error):
 @pytest.mark.parametrize("command", ["algorithms", "datasets"])
 @pytest.mark.parametrize(("code", "error"), BROKEN.values(), ids=BROKEN)
 def test_a_package_that_is_broken_is_named_in_one_line_and_left_out(package, capsys, command, code, error):
-    before = dict(registry._ALGORITHMS), dict(data_sets._ENTRIES)
+    before = registry.snapshot()
     package(code)
     main.main([command], standalone_mode=False)
     assert_told(capsys, error)
-    assert before == (registry._ALGORITHMS, data_sets._ENTRIES)
+    assert before == registry.snapshot()
     load(None, TINY)
-    registry.available()
+    methods.available()
     assert capsys.readouterr().err == ""  # once is enough
 
 
@@ -236,6 +168,75 @@ def test_a_method_or_a_data_set_may_be_named_itself(package, capsys):
 
 def test_a_module_that_is_loaded_again_replaces_its_own_method(package):
     package(method("theirs"))
-    first = registry.get("theirs")
+    first = methods.get("theirs")
     exec(method("theirs"), {"__name__": "other_module"})
-    assert registry.get("theirs") is not first
+    assert methods.get("theirs") is not first
+
+
+SHARED = """
+from fedprompt.data.partitions.registry import partition
+
+@partition("shared", "a partition that another package names, too")
+def shared(samples, clients, options, rng):
+    raise NotImplementedError
+"""
+
+
+def test_a_name_of_any_type_can_be_taken_only_once(package, capsys):
+    package(
+        "from fedprompt.data.partitions.registry import partition\n@partition('iid', 'mine')\ndef mine(*given): pass\n"
+    )
+    assert load(None, TINY).partition.kind == "dirichlet"
+    assert_told(capsys, "partition.kind: 'iid' is registered twice, by fedprompt.data.partitions.iid.iid and by other_")
+
+
+def test_what_a_broken_package_imports_of_a_sound_one_stays(package, capsys):
+    package("import zsound_module\nimport no_such_module", name="broken", entry="theirs = broken_module")
+    package(SHARED, name="zsound", entry="shared = zsound_module", type="partitions")
+    assert "shared" in registry.registry_of("partitions").names()
+    registry.tell_broken()
+    assert "package 'broken'" in capsys.readouterr().err
+
+
+def test_a_module_may_ask_for_names_while_it_is_loaded(package, capsys):
+    package("from fedprompt.algorithms.registry import get\nget('fedavg')\n" + method("theirs"))
+    assert methods.get("theirs").name == "theirs"
+    registry.tell_broken()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_kind_of_the_same_package_goes_with_its_method(package, capsys):
+    kind = """
+from fedprompt.models.kinds.prompts import ShallowPrompt
+from fedprompt.models.kinds.registry import kind
+
+@kind("mine", "prompts of mine", rates={"adam": (0.25, 0.5)})
+class Mine(ShallowPrompt):
+    pass
+"""
+    package(kind + method("theirs").replace("pass", "kinds = ('mine',)"))
+    config = load(None, [*TINY, "algorithm.name=theirs"])
+    assert (config.prompt.kind, config.local.lr, config.local.prompt_lr) == ("mine", 0.25, 0.5)
+    assert capsys.readouterr().err == ""
+
+
+def test_methods_of_ours_go_with_names_from_outside_that_fit(package):
+    rule = """
+from fedprompt.client.rules.base import LocalRule
+from fedprompt.client.rules.registry import local_rule
+
+@local_rule("blind", "needs no gradients", lr=0.1, prompt_lr=0.1, needs_gradients=False)
+class Blind(LocalRule):
+    pass
+
+@local_rule("seeing", "needs gradients", lr=0.1, prompt_lr=0.1)
+class Seeing(LocalRule):
+    pass
+"""
+    package(rule)
+    assert {"blind", "seeing"} <= set(methods.get("fedavg").optimizers)
+    assert "blind" in methods.get("fedbbpt").optimizers
+    assert "seeing" not in methods.get("fedbbpt").optimizers
+    assert load(None, [*TINY, "algorithm.name=fedbbpt", "local.optimizer=blind"]).is_blackbox
+    with pytest.raises(InputError, match=r"local\.optimizer: 'blind' does not go with algorithm\.name = 'scaffold'"):
+        load(None, [*TINY, "algorithm.name=scaffold", "local.optimizer=blind"])

@@ -12,12 +12,17 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY
 
-from fedprompt.errors import InputError
-from fedprompt.tracking import Progress, Tracker, files, metrics, progress
+from fedprompt.config.parsing import load
+from fedprompt.config.schema import Config, TrackingSection
+from fedprompt.errors import InputError, RunFailed
+from fedprompt.runtime.run import run_in_process
+from fedprompt.tracking import Progress, Tracker, files, metrics, progress, tracker
 from fedprompt.tracking.plots import accuracy_figure, partition_figure, pixels, save, trajectory_figure
-from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots
+from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots, load_pools
 from fedprompt.tracking.tensorboard import scalar_tags
+from fedprompt.tracking.tracking import Tracking
 
 COUNTS = np.array([[5, 0, 2], [0, 7, 0], [1, 1, 40], [0, 0, 3]])
 NAMES = ["coat", "bag", "boot"]
@@ -48,8 +53,8 @@ def pool_of(round):
     return torch.arange((6 + round) * 8, dtype=torch.float32).reshape(-1, 8).sin() + round
 
 
-def track(output, rounds, resume_round=None, finish=True):
-    tracker = Tracker(output, resume_round=resume_round)
+def track(output, rounds, resume_round=None, finish=True, config=Config()):  # noqa: B008
+    tracker = Tracking(output, config, resume_round=resume_round)
     tracker.start(COUNTS, NAMES, "seed: 0")
     for round in rounds:
         tracker.round(record(round), {"pool": pool_of(round), "query_proj": torch.eye(8)})
@@ -200,7 +205,7 @@ def test_the_projector_holds_the_prompts_of_all_rounds_with_their_labels(finishe
 
 
 def test_prompts_that_are_not_finite_do_not_stop_the_tracker(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     tracker.round({"round": 0}, {"pool": torch.full((3, 8), math.nan)})
     tracker.round({"round": 1}, {"pool": torch.cat([torch.full((1, 8), math.inf), torch.eye(8)[:3]])})
     tracker.finish({})
@@ -215,7 +220,7 @@ def test_a_resumed_run_reads_like_one_that_was_never_interrupted(tmp_path):
     track(tmp_path / "whole", range(6))
     broken = tmp_path / "broken"
     tracker = track(broken, range(3), finish=False)
-    lost = Tracker(broken, resume_round=2)  # these two rounds came after the last checkpoint
+    lost = Tracking(broken, Config(), resume_round=2)  # these two rounds came after the last checkpoint
     for round in (3, 4):
         lost.round({"round": round, "train": {"loss": -1.0}}, {"pool": pool_of(0) - 100})
     lost.close()
@@ -254,7 +259,7 @@ def test_snapshots_are_bounded_and_evenly_spread_and_keep_both_ends(tmp_path):
         if round == 137:
             snapshots = PoolSnapshots(tmp_path, 136)
         snapshots.add(round, np.full((2, 3), round))
-    pools = snapshots.load()
+    pools = load_pools(tmp_path)
     rounds = sorted(pools)
     assert len(rounds) == len(list(tmp_path.iterdir())) == SNAPSHOTS
     assert (rounds[0], rounds[-1]) == (0, 199)
@@ -266,7 +271,8 @@ def test_a_resume_drops_the_snapshots_of_later_rounds(tmp_path):
     snapshots = PoolSnapshots(tmp_path, None)
     for round in range(5):
         snapshots.add(round, np.ones((2, 3)))
-    assert list(PoolSnapshots(tmp_path, 2).load()) == [0, 1, 2]
+    PoolSnapshots(tmp_path, 2)
+    assert list(load_pools(tmp_path)) == [0, 1, 2]
     assert len(list(tmp_path.iterdir())) == 3
 
 
@@ -276,7 +282,7 @@ def test_a_damaged_snapshot_warns_and_is_left_out(tmp_path):
     snapshots.add(1, np.ones((2, 3)))
     (tmp_path / "round_0000.npy").write_bytes(b"\x93NUMPY")
     with pytest.warns(UserWarning, match=r"round_0000\.npy cannot be read"):
-        assert list(snapshots.load()) == [1]
+        assert list(load_pools(tmp_path)) == [1]
 
 
 # --- result.json and failing disks
@@ -290,7 +296,7 @@ def test_result_json_holds_plain_numbers(finished):
 def test_a_full_disk_leaves_the_old_result_whole_and_surfaces_as_os_error(tmp_path, monkeypatch):
     tracker = track(tmp_path, range(2))
     before = (tmp_path / "result.json").read_bytes()
-    tracker = Tracker(tmp_path, resume_round=1)
+    tracker = Tracking(tmp_path, Config(), resume_round=1)
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -304,7 +310,7 @@ def test_a_full_disk_leaves_the_old_result_whole_and_surfaces_as_os_error(tmp_pa
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux' always-full device")
 def test_a_metrics_line_that_does_not_fit_surfaces_as_os_error(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         tracker.round(record(1), {})
@@ -313,14 +319,14 @@ def test_a_metrics_line_that_does_not_fit_surfaces_as_os_error(tmp_path):
 def test_an_output_that_cannot_be_a_folder_surfaces_as_os_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        Tracker(tmp_path / "file" / "run")
+        Tracking(tmp_path / "file" / "run", Config())
 
 
 # --- a run without prompts, or without rounds
 
 
 def test_a_method_without_prompts_has_no_trajectory(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     tracker.round({"round": 1, "cohort": [0], "train": {"loss": 1.0}}, {})
     tracker.finish({})
     assert (tmp_path / "accuracy.png").exists()
@@ -328,7 +334,7 @@ def test_a_method_without_prompts_has_no_trajectory(tmp_path):
 
 
 def test_deep_half_precision_prompts_are_kept_as_rows(tmp_path):
-    tracker = Tracker(tmp_path)
+    tracker = Tracking(tmp_path, Config())
     tracker.round({"round": 0}, {"prompt": torch.ones(3, 2, 8, dtype=torch.bfloat16, requires_grad=True)})
     tracker.close()
     assert np.load(tmp_path / "pools" / "round_0000.npy").shape == (6, 8)
@@ -521,3 +527,70 @@ def test_drawing_leaves_the_users_matplotlib_alone():
         "assert matplotlib.get_backend() == 'svg' and matplotlib.rcParams['font.size'] == 7\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- trackers of other packages
+
+
+def broken_tracker(function):
+    """A registered tracker of which one function raises; it notes what it is told."""
+    told = []
+
+    def raising(self, *given):
+        raise ConnectionError("no answer\nfrom anywhere")
+
+    def noting(name):
+        return lambda self, *given: told.append((name, *given))
+
+    functions = {name: noting(name) for name in ("start", "round", "finish", "close")}
+    tracker("theirs", "one of theirs")(type("Theirs", (Tracker,), {**functions, function: raising}))
+    return told
+
+
+def with_theirs():
+    return Config(tracking=TrackingSection(trackers=("theirs",)))
+
+
+def test_a_tracker_gets_the_folder_the_configuration_and_each_round(registries, tmp_path):
+    told = broken_tracker("nothing")
+    track(tmp_path, range(2), config=with_theirs())
+    assert [name for name, *_ in told] == ["start", "round", "round", "finish", "close"]
+    assert told[1][1]["test"]["per_class"] == [0.0, 0.5, None]
+    assert told[3][1]["final"]["loss"] is None
+
+
+@pytest.mark.parametrize("function", ["__init__", "start", "round", "finish", "close"])
+def test_what_a_foreign_tracker_raises_ends_the_run_with_a_line_that_names_it(registries, tmp_path, function):
+    broken_tracker(function)
+    with pytest.raises(
+        RunFailed, match=rf"tracker 'theirs' .*: {function} raised ConnectionError: no answer from"
+    ) as end:
+        track(tmp_path, range(2), config=with_theirs())
+    assert "\n" not in str(end.value)
+    assert "raise ConnectionError" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_run_with_a_broken_tracker_keeps_its_rounds_and_goes_on_without_it(registries, tmp_path):
+    broken_tracker("finish")
+    overrides = [*TINY, "algorithm.name=head", "tracking.trackers=[theirs]"]
+    with pytest.raises(RunFailed, match="tracker 'theirs'"):
+        list(run_in_process(load(None, overrides), tmp_path))
+    whole = list(run_in_process(load(None, [*overrides, "tracking.trackers=[]"]), tmp_path))
+    assert whole[-1]["result"]["rounds"] == 2
+    assert [record["round"] for record in metrics.read(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+def test_the_key_of_tensorboard_adds_and_takes_away_that_tracker():
+    for given, trackers in {
+        "tracking.tensorboard=false": ("figures",),
+        "tracking.tensorboard=true": ("figures", "tensorboard"),
+        "tracking.trackers=[]": (),
+    }.items():
+        tracking = load(None, [given]).tracking
+        assert (tracking.trackers, tracking.tensorboard) == (trackers, None)
+    with pytest.raises(
+        InputError, match=r"tracking\.trackers: unknown tracker 'tensorbord' \(did you mean 'tensorboard'"
+    ):
+        load(None, ["tracking.trackers=[tensorbord]"])
+    with pytest.raises(InputError, match="'figures' is there twice"):
+        load(None, ["tracking.trackers=[figures,figures]"])

@@ -20,13 +20,13 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, Field
 
-from fedprompt.client.rules.base import ZEROTH_ORDER, LocalOptions, LocalRule
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.base import LocalOptions, LocalRule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.tasks import Task, Update
 from fedprompt.config.schema import Section
 from fedprompt.models.params import HEAD, Params, is_finite, weighted_mean
+from fedprompt.registry import AnyOf
 
-KINDS = ("prompt", "deep", "pool", "none", "adapter", "lora", "full", "visual")
 Metrics = dict[str, float]
 RULE = "rule."  # prefix, in a client's store, of what its rule left there
 TRAFFIC = ("up_bytes", "down_bytes", "messages")  # of an aggregation's metrics: what clients sent each other
@@ -80,9 +80,8 @@ class Algorithm:
     name: ClassVar[str]
     about: ClassVar[str]
     source: ClassVar[str] = ""  # the paper
-    kinds: ClassVar[tuple[str, ...]] = KINDS  # of `prompt.kind`; the first is the default
-    # of `local.optimizer`; the first is the default
-    optimizers: ClassVar[tuple[str, ...]] = ("adam", "sgd", *ZEROTH_ORDER)
+    kinds: ClassVar[Sequence[str]] = AnyOf("kinds", "prompt")  # of `prompt.kind`; the first is the default
+    optimizers: ClassVar[Sequence[str]] = AnyOf("local_rules", "adam")  # of `local.optimizer`, likewise
     momentum: ClassVar[float] = 0.0  # default of `local.momentum`
     takes_momentum: ClassVar[bool] = True  # whether it may be anything else
     rho: ClassVar[float] = 0.0  # default of `local.rho`

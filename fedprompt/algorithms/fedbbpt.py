@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.algorithms.registry import algorithm
-from fedprompt.client.rules.base import ZEROTH_ORDER
+from fedprompt.client.rules.registry import without_gradients
 
 
 @algorithm(
@@ -35,4 +35,4 @@ class FedBBPT(FedAvg):
     """FedAvg of prompt generators that clients train without gradients."""
 
     kinds = ("visual",)
-    optimizers = ZEROTH_ORDER
+    optimizers = without_gradients("spsa-gc")

@@ -22,8 +22,8 @@ from fedprompt.algorithms.base import MethodSettings, Setting, Weight
 from fedprompt.algorithms.fedavg import FedAvg
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules.base import LocalOptions, LocalRule
-from fedprompt.client.rules.optimizers import make_rule
 from fedprompt.client.rules.proximal import Proximal
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.models.params import Params
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from fedprompt.algorithms.base import Algorithm, MethodSettings, Metrics, Rate, State
 from fedprompt.algorithms.registry import algorithm
 from fedprompt.client.rules.base import LocalOptions, LocalRule, Slots
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.rules.wrappers import WrappedRule
 from fedprompt.client.tasks import Update
 from fedprompt.models.params import HEAD, Params, weighted_mean

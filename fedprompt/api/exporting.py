@@ -43,7 +43,7 @@ def write(model: Model, records: Sequence[Record], result: Record | None, output
 
 
 def _trained(model: Model) -> dict[str, Any]:
-    prototypes = model.inner.prototypes
+    prototypes = model.inner.head.prototypes
     return model.params if prototypes is None else {**model.params, "prototypes": prototypes}
 
 

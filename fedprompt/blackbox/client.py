@@ -18,6 +18,7 @@ from fedprompt.models.backbones.vit import to_pixels
 from fedprompt.models.batch import Batch, Output
 from fedprompt.models.generator import init_generator, prompted
 from fedprompt.models.heads.classifier import HeadOptions
+from fedprompt.models.heads.registry import make_head
 from fedprompt.models.params import Params
 
 
@@ -38,7 +39,7 @@ class ServedModel:
 
     def __init__(self, service: Service, options: ImageOptions) -> None:
         self._service, self._options = service, options
-        self.head = HeadOptions(kind="prototypes")
+        self.head = make_head(HeadOptions(kind="prototypes"))
         self._client, self._request, self._number = 0, (0,), 0
 
     def asking(self, client: int, request: Request) -> ServedModel:

@@ -86,8 +86,8 @@ class Feed:
     def batch(self, step: int) -> Batch:
         """The batches of all active clients at ``step``, as one."""
         counts, head, keep = self._counts[step], self._head, None
-        if head.kind == "mlp" and head.dropout:
-            keep = dropout_factors(self._seeds[: len(counts)], step, max(counts), head.hidden, head.dropout)
+        if head.dropped:
+            keep = dropout_factors(self._seeds[: len(counts)], step, max(counts), head.dropped, head.options.dropout)
         return self._data.batch(self._at[step], self._group[step], self._slot[step], counts, keep)
 
 

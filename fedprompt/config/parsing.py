@@ -9,16 +9,21 @@ from pydantic import BaseModel
 from pydantic_core import PydanticCustomError
 
 from fedprompt.algorithms import registry
+from fedprompt.client.rules.registry import LOCAL_RULES
 from fedprompt.config import yaml_text
 from fedprompt.config.checks import check
 from fedprompt.config.paths import PathKind
-from fedprompt.config.schema import RATES, RATES_OF_KIND, AlgorithmSection, Config, LocalSection
+from fedprompt.config.schema import AlgorithmSection, Config, LocalSection, TrackingSection
 from fedprompt.config.settings import apply, checked
 from fedprompt.config.unknown_keys import check_method_keys, did_you_mean
 from fedprompt.errors import InputError, shown
+from fedprompt.models.kinds.registry import KINDS
+from fedprompt.registry import tell_broken
 
 if TYPE_CHECKING:
     from fedprompt.algorithms.base import Algorithm
+
+TENSORBOARD = "tensorboard"  # the tracker that has a key of its own
 
 
 def load(path: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
@@ -40,7 +45,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
 
     config = checked(Config, tree, hint=hint)
     algorithm = registry.get(config.algorithm.name)
-    registry.tell_broken()
+    tell_broken()
     check_method_keys(algorithm, list(config.algorithm.settings))
     settings = checked(algorithm.Settings, config.algorithm.settings, "algorithm", hint)
     kind = config.prompt.kind or algorithm.kinds[0]
@@ -49,6 +54,7 @@ def from_dict(tree: dict[str, Any]) -> Config:
         "prompt": config.prompt.model_copy(update={"kind": kind}),
         "local": _complete_local(config.local, algorithm, kind),
         "head": config.head.model_copy(update={"kind": config.head.kind or own_head(kind)}),
+        "tracking": _complete_tracking(config.tracking),
     }
     config = config.model_copy(update=complete)
     check(config, algorithm)
@@ -58,10 +64,20 @@ def from_dict(tree: dict[str, Any]) -> Config:
 def _complete_local(local: LocalSection, algorithm: type[Algorithm], kind: str) -> LocalSection:
     """Fill in the optimizer, its settings and the rates that were left out."""
     optimizer = local.optimizer or algorithm.optimizers[0]
-    lr, prompt_lr = {**RATES, **RATES_OF_KIND.get(kind, {})}[optimizer]
+    rule = LOCAL_RULES.get(optimizer)
+    lr, prompt_lr = KINDS.get(kind).rates.get(optimizer, (rule.lr, rule.prompt_lr))
     rates = {"lr": local.lr or lr, "prompt_lr": local.prompt_lr or prompt_lr}
     own = {name: getattr(algorithm, name) for name in ("momentum", "rho") if getattr(local, name) is None}
     return local.model_copy(update={"optimizer": optimizer, **rates, **own})
+
+
+def _complete_tracking(tracking: TrackingSection) -> TrackingSection:
+    """Let ``trackers`` say all: what ``tensorboard`` adds or takes away is in it."""
+    if tracking.tensorboard is None:
+        return tracking
+    others = tuple(name for name in tracking.trackers if name != TENSORBOARD)
+    trackers = (*others, TENSORBOARD) if tracking.tensorboard else others
+    return tracking.model_copy(update={"trackers": trackers, "tensorboard": None})
 
 
 def is_path(key: str) -> bool:
@@ -91,7 +107,7 @@ def _path_kinds(key: str) -> list[PathKind]:
 
 def own_head(prompt_kind: str) -> str:
     """``head.kind`` where it is left out."""
-    return "prototypes" if prompt_kind == "visual" else "mlp"
+    return KINDS.get(prompt_kind).head
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedprompt.config import yaml_text
 from fedprompt.config.paths import FILE, FILE_OR_WORD, FOLDER_OR_URI
+from fedprompt.registry import registry_of
 
 
 class Section(BaseModel):
@@ -26,9 +27,9 @@ class DataSection(Section):
 
 
 class PartitionSection(Section):
-    """How training images are divided among clients (``fedprompt/data/partitions/kinds.py``)."""
+    """How training images are divided among clients (``fedprompt/data/partitions``)."""
 
-    kind: Literal["iid", "dirichlet", "dominant", "shards", "quantity", "domain"] = "dirichlet"
+    kind: str = "dirichlet"
     alpha: float = Field(0.1, gt=0, le=1e6)
     min_size: int = Field(16, gt=0, le=1_000_000_000)
     repair: Literal["move", "refuse"] = "move"
@@ -49,7 +50,7 @@ class BackboneSection(Section):
 class PromptSection(Section):
     """What is trained beside the head. ``kind`` left out: the algorithm's own kind."""
 
-    kind: Literal["prompt", "deep", "pool", "none", "adapter", "lora", "full", "visual"] | None = None
+    kind: str | None = None
     length: int = Field(10, gt=0, le=4096)
     layer: int = Field(10, ge=0, le=1000)  # the first block with prompts, adapters or LoRA; below it nothing changes
     init: Literal["uniform", "patches", "class"] = "uniform"  # like which tokens of public images prompts are drawn
@@ -68,12 +69,12 @@ class PromptSection(Section):
 class HeadSection(Section):
     """The classifier on top: ``mlp`` = Linear, Dropout, Linear; ``linear`` = one layer; ``prototypes`` = none to train.
 
-    ``kind`` left out: prototypes for visual prompts, else mlp. Prototypes are means of public images, or what the file
-    ``embeddings`` holds. Public are ``shots`` images of each class, taken out of the training data before the partition
-    where anything needs them.
+    ``kind`` left out: what ``prompt.kind`` goes with, mlp for most. Prototypes are means of public images, or what the
+    file ``embeddings`` holds. Public are ``shots`` images of each class, taken out of the training data before the
+    partition where anything needs them.
     """
 
-    kind: Literal["mlp", "linear", "prototypes"] | None = None
+    kind: str | None = None
     hidden: int = Field(512, gt=0, le=1_000_000)
     dropout: float = Field(0.5, ge=0, lt=1)
     input: Literal["features", "logits"] = "features"
@@ -86,11 +87,11 @@ class HeadSection(Section):
 class LocalSection(Section):
     """What a client does when it takes part. ``prompt_lr`` is for all but the head.
 
-    Left out: ``optimizer`` (Adam for most), ``momentum`` and ``rho`` are the algorithm's own, the rates those of
-    ``RATES``, or of ``RATES_OF_KIND``.
+    Left out: ``optimizer`` (Adam for most), ``momentum`` and ``rho`` are the algorithm's own, the rates those that
+    ``optimizer`` or ``prompt.kind`` is registered with.
     """
 
-    optimizer: Literal["adam", "sgd", "spsa-gc", "spsa", "rgf", "cma"] | None = None
+    optimizer: str | None = None
     lr: float | None = Field(None, gt=0, le=1e38)  # what single precision holds
     prompt_lr: float | None = Field(None, gt=0, le=1e38)
     epochs: int = Field(2, gt=0, le=1_000_000)
@@ -116,19 +117,6 @@ class BlackBoxSection(Section):
     gamma: float = Field(0.1, ge=0, le=10)
     beta: float = Field(0.9, ge=0, lt=1)
     draws: int = Field(1, gt=0, le=1_000_000)
-
-
-PROMPTS = ("prompt", "deep", "pool")  # the kinds that are tokens
-ZEROTH_RATES = {"spsa-gc": (5e-4, 5e-4), "spsa": (4e-3, 4e-3), "rgf": (4e-3, 4e-3), "cma": (0.02, 0.02)}
-RATES = {"adam": (5e-4, 1e-3), "sgd": (0.01, 0.1), **ZEROTH_RATES}  # lr, prompt_lr
-# Where validation preferred others than a pool's (docs/comparison.md), by prompt.kind.
-RATES_OF_KIND = {
-    "prompt": {"adam": (1e-3, 3e-3)},
-    "none": {"adam": (1e-3, 3e-3)},
-    "adapter": {"adam": (1e-3, 3e-3)},
-    "lora": {"adam": (1e-3, 3e-4)},
-    "full": {"adam": (5e-4, 3e-5), "sgd": (0.01, 1e-3)},
-}
 
 
 class AlgorithmSection(BaseModel):
@@ -175,9 +163,13 @@ class RuntimeSection(Section):
 
 
 class TrackingSection(Section):
-    """What is written beside metrics.jsonl and result.json."""
+    """What is written beside metrics.jsonl and result.json: ``trackers`` by name.
 
-    tensorboard: bool = True
+    ``tensorboard`` adds that tracker or takes it away, and is then null.
+    """
+
+    trackers: tuple[str, ...] = ("figures", "tensorboard")
+    tensorboard: bool | None = None
 
 
 class Config(Section):
@@ -199,14 +191,16 @@ class Config(Section):
     @property
     def public_shots(self) -> int:
         """How many images of each class are public: none where neither prototypes nor prompts are made of them."""
-        prototypes = self.head.kind == "prototypes" and self.head.embeddings is None
-        like_tokens = self.prompt.kind in PROMPTS and self.prompt.init != "uniform"
+        kind, head = self.prompt.kind, self.head.kind
+        prototypes = head and registry_of("heads").get(head).thing.wants_prototypes and self.head.embeddings is None
+        like_tokens = kind and registry_of("kinds").get(kind).holds_tokens and self.prompt.init != "uniform"
         return self.head.shots if prototypes or like_tokens else 0
 
     @property
     def is_blackbox(self) -> bool:
         """Whether clients ask a service, because their optimizer needs no gradients."""
-        return self.local.optimizer in ZEROTH_RATES
+        rule = self.local.optimizer
+        return rule is not None and not registry_of("local_rules").get(rule).needs_gradients
 
     def to_yaml(self) -> str:
         """The complete configuration, as a file that ``load`` reads back to an equal object."""

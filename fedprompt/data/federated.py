@@ -9,7 +9,9 @@ import numpy as np
 
 from fedprompt.data.dataset import Dataset, Split, View
 from fedprompt.data.fingerprint import Fingerprint, fingerprint
-from fedprompt.data.partitions.kinds import PartitionOptions, long_tail, partition
+from fedprompt.data.partitions.base import PartitionOptions
+from fedprompt.data.partitions.division import divide
+from fedprompt.data.partitions.long_tail import long_tail
 from fedprompt.data.sampling import apportion, stratified
 from fedprompt.errors import InputError
 from fedprompt.seeding import Stream, generator
@@ -97,7 +99,7 @@ def federate(
         kept = kept[long_tail(train.labels[kept], imbalance_factor, generator(seed, Stream.DATA, 1))]
     train_view = View(train, kept)
     test = View(dataset.test, generator(seed, Stream.TEST_ORDER).permutation(len(dataset.test)))
-    parts = partition(
+    parts = divide(
         train_view,
         clients,
         kind,

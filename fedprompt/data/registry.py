@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedprompt.data.dataset import Dataset
 from fedprompt.errors import InputError, did_you_mean
+from fedprompt.registry import Registered, Registry, why_missing
 
 ENVIRONMENT = "FEDPROMPT_DATA"  # names the folder that holds a subfolder per data set
 
@@ -26,14 +27,13 @@ class DatasetInfo:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    name: str
-    about: str
-    get: str
+class RegisteredDataset(Registered[Loader]):
+    """A data set, and where its files may lie."""
+
+    get: str  # how to get the files
     marks: tuple[str, ...]
     also: tuple[str, ...]
     needs_root: bool
-    loader: Loader
 
     def places(self, root: Path | None) -> list[Path]:
         """Return the folders in which the files may lie."""
@@ -67,7 +67,9 @@ def _marked(place: Path, mark: str) -> list[Path]:
     return sorted(path for path in place.glob(mark.rstrip("/")) if is_wanted(path))
 
 
-_ENTRIES: dict[str, _Entry] = {}
+DATASETS: Registry[RegisteredDataset] = Registry(
+    "datasets", noun="data set", key="data.name", package="fedprompt.data.sources"
+)
 
 
 def dataset(
@@ -78,41 +80,22 @@ def dataset(
     marks: tuple[str, ...] = (),
     also: tuple[str, ...] = (),
     needs_root: bool = False,
+    source: str = "",
 ) -> Callable[[Loader], Loader]:
     """Register ``loader(folder) -> Dataset`` as ``data.name=name``.
 
-    ``about`` and ``get`` are a line each. ``marks`` are file patterns, relative to a place, one of which shows that
-    the data set is there (those of folders end in ``/``); the loader gets the folder in which the marked file lies (a
-    mark ``*/…`` only looks into subfolders: the loader gets the place). Without marks the data set comes with the
-    package. ``also`` are folders outside the default location; ``needs_root``: there is no default location at all.
+    ``about``, ``get`` and ``source`` are a line each. ``marks`` are file patterns, relative to a place, one of which
+    shows that the data set is there (those of folders end in ``/``); the loader gets the folder in which the marked
+    file lies (a mark ``*/…`` only looks into subfolders: the loader gets the place). Without marks the data set comes
+    with the package. ``also`` are folders outside the default location; ``needs_root``: there is no default location at
+    all. Raises InputError where another function has the name.
     """
 
     def register(loader: Loader) -> Loader:
-        new, old = _place(loader), _place(_ENTRIES[name].loader if name in _ENTRIES else loader)
-        if new != old:
-            raise InputError(
-                f"data.name: '{name}' is registered twice, by {old} and by {new}; "
-                "allowed: one data set of a name; rename one, or uninstall its package"
-            )
-        _ENTRIES[name] = _Entry(name, about, get, marks, also, needs_root, loader)
+        DATASETS.add(RegisteredDataset(name, about, source, loader, get, marks, also, needs_root))
         return loader
 
     return register
-
-
-def registered() -> dict[str, _Entry]:
-    """All data sets by name."""
-    return _ENTRIES
-
-
-def restore(entries: dict[str, _Entry]) -> None:
-    """Let these be all data sets again: a package that fails while it is loaded brings none."""
-    _ENTRIES.clear()
-    _ENTRIES.update(entries)
-
-
-def _place(loader: Loader) -> str:
-    return f"{loader.__module__}.{loader.__qualname__}"
 
 
 def default_root() -> Path:
@@ -124,7 +107,7 @@ def default_root() -> Path:
 def available(root: str | None = None) -> list[DatasetInfo]:
     """List all data sets; ``present`` looks for the files' names only, it does not read them."""
     folder = None if root is None else _folder(root)
-    entries = sorted(_ENTRIES.values(), key=lambda entry: (bool(entry.marks), entry.name))  # embedded ones first
+    entries = sorted(DATASETS.available(), key=lambda entry: (bool(entry.marks), entry.name))  # embedded ones first
     return [DatasetInfo(e.name, e.about, e.find(folder) is not None, e.get) for e in entries]
 
 
@@ -139,12 +122,13 @@ def load(name: str, root: str | None = None) -> Dataset:
     folder = None if root is None else _folder(root)
     names = name.split("+")
     for one in names:
-        if one not in _ENTRIES:
-            raise InputError(f"data.name: unknown data set '{one}'{did_you_mean(one, _ENTRIES)}; allowed:"
-                             f" {', '.join(sorted(_ENTRIES))}, or several joined with '+'")  # fmt: skip
+        if DATASETS.find(one) is None:
+            known = DATASETS.names()
+            raise InputError(f"data.name: unknown data set '{one}'{did_you_mean(one, known)}; allowed:"
+                             f" {', '.join(known)}, or several joined with '+'{why_missing()}")  # fmt: skip
         if names.count(one) > 1:
             raise InputError(f"data.name: '{one}' is joined with itself; give different data sets")
-    loaded = [_load_one(_ENTRIES[one], folder) for one in names]
+    loaded = [_load_one(DATASETS.get(one), folder) for one in names]
     return loaded[0] if len(loaded) == 1 else join(loaded)
 
 
@@ -155,7 +139,7 @@ def _folder(root: str) -> Path:
     return folder
 
 
-def _load_one(entry: _Entry, root: Path | None) -> Dataset:
+def _load_one(entry: RegisteredDataset, root: Path | None) -> Dataset:
     found = entry.find(root)
     if found is None:
         if root is None and entry.needs_root:
@@ -167,4 +151,4 @@ def _load_one(entry: _Entry, root: Path | None) -> Dataset:
         raise InputError(f"{key}: files of '{entry.name}' not found, looked for {' or '.join(entry.marks)} in {places}"
                          f"{entry.mistaken(root)};"
                          f" to get it: {entry.get}; then {way}")  # fmt: skip
-    return entry.loader(found)
+    return entry.thing(found)

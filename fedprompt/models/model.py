@@ -10,17 +10,16 @@ from torch import Tensor
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch, Output
-from fedprompt.models.heads.classifier import HeadOptions, apply_head, init_head
-from fedprompt.models.heads.prototypes import prototype_scores
+from fedprompt.models.heads.classifier import HeadOptions
+from fedprompt.models.heads.registry import make_head
 from fedprompt.models.kinds import PromptOptions, make_kind
-from fedprompt.models.params import Params
+from fedprompt.models.params import HEAD, Params
 
 
 class PromptedModel:
     """A frozen backbone with what is trained on it. Holds no trained tensor itself: those are ``Params`` from outside.
 
-    ``prototypes`` [K, width] take the place of a trained head where ``head.kind`` says so; for the width see
-    ``head_width``.
+    ``prototypes`` [K, width] are for a head that wants them; for the width see ``head_width``.
 
     Raises InputError when kind or head do not go with this backbone (``make_kind``, ``head_width``).
     """
@@ -34,24 +33,24 @@ class PromptedModel:
         prototypes: Tensor | None = None,
     ) -> None:
         self._inputs = head_width(backbone, head)
-        self.backbone, self.head, self.classes = backbone, head, classes
+        self.backbone, self.classes = backbone, classes
         self.device = backbone.device
-        self.prototypes = prototypes  # with head.kind = prototypes
+        self.head = make_head(head, prototypes)
         self.kind = make_kind(backbone, prompt)
 
     def init(self, rng: np.random.Generator) -> Params:
         """Draw all params at their start: the head first, so that it starts alike under every kind."""
-        head = init_head(self.head, self._inputs, self.classes, rng)
+        head = self.head.init(self._inputs, self.classes, rng)
+        if strange := [name for name in head if not name.startswith(HEAD)]:
+            found = self.head.options.kind
+            raise InputError(f"head.kind: '{found}' has params '{strange[0]}'; allowed: names that begin with '{HEAD}'")
         return {**self.kind.init(rng), **head}
 
     def forward(self, params: Params, batch: Batch) -> Output:
         """Class scores [M, K] for stacked params {name: [G, ...]}; classes that a sample cannot have score -inf."""
         features, penalty, selected = self.kind.features(params, batch)
-        features = head_inputs(self.backbone, self.head, features)
-        if self.prototypes is not None:
-            logits = prototype_scores(features, self.prototypes, self.head.scale)
-        else:
-            logits = batch.unpadded(apply_head(params, batch.padded(features), batch.keep))
+        features = head_inputs(self.backbone, self.head.options, features)
+        logits = self.head.scores(params, features, batch)
         if batch.mask is not None:
             logits = logits.masked_fill(~batch.mask, float("-inf"))
         return Output(logits, penalty, selected)

@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
 from fedprompt.client.personal import Point, Trains, Tuning
+from fedprompt.client.rules.registry import with_gradients
 from fedprompt.client.tasks import Task, steps_of
 from fedprompt.config import yaml_text
 from fedprompt.config.parsing import load
 from fedprompt.config.schema import Config, Section
 from fedprompt.config.settings import apply, checked
 from fedprompt.data import FederatedData
-from fedprompt.errors import InputError, shown
+from fedprompt.errors import InputError, did_you_mean, shown
 from fedprompt.personalization import trade_off
 from fedprompt.runtime.build import build_algorithm, divided_data
 from fedprompt.runtime.checkpoints.file import Checkpoint
@@ -64,7 +65,7 @@ class Personalize(Section):
 
     lr: Annotated[tuple[Rate, ...], Listed, Field(min_length=1)] = (1e-3, 1e-2)
     epochs: int = Field(5, ge=0, le=1_000_000)
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: str = "adam"
     trains: Trains | None = None
     pull: float = Field(0.0, ge=0, le=1e6)  # mu / 2 |w - w_sent|^2 in the loss
     interpolation: Annotated[tuple[Share, ...], Listed] = (0.5,)  # lambda; the client's own model is 1
@@ -105,12 +106,18 @@ def settings_of(tree: dict[str, Any], config: Config | None = None) -> Personali
         given = getattr(settings, key)
         if len(set(given)) < len(given):
             raise InputError(f"personalize.{key}: {list(given)} has a number twice; allowed: every number once")
+    rules = with_gradients("adam")
+    if settings.optimizer not in rules:
+        raise InputError(
+            f"personalize.optimizer: found {shown(settings.optimizer)}{did_you_mean(settings.optimizer, rules)}; "
+            f"allowed: {', '.join(rules)}"
+        )
     if config is None:
         return settings
     if config.is_blackbox:
         raise InputError(
             f"local.optimizer: the run's is '{config.local.optimizer}', its model is a black box without gradients; "
-            "allowed to personalize: runs with adam or sgd"
+            "allowed to personalize: runs with gradients, as of adam or sgd"
         )
     if settings.clients and settings.clients > config.federation.clients:
         raise InputError(

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fedprompt.client.rules.base import ZEROTH_ORDER
-from fedprompt.config.schema import PROMPTS
 from fedprompt.errors import InputError
+from fedprompt.registry import registry_of
 from fedprompt.tracking.runs import LeftOut, Run, flat
 
 SETTING = ("data", "partition", "federation", "backbone")
@@ -20,7 +19,11 @@ METHOD = ("algorithm", "prompt", "head", "local", "blackbox")
 
 GAINS = ("c", "offset", "alpha", "gamma", "draws")  # of the zeroth-order rules that estimate a gradient
 
+ZEROTH_ORDER = ("spsa-gc", "spsa", "rgf", "cma")
+PROMPTS = ("prompt", "deep", "pool")
+
 # Keys that only matter where another key has one of these values: elsewhere they tell nothing apart.
+# With a name from another package they all matter, for nothing is known of it.
 ONLY_WHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     "data.root": ("data.name", ("folder",)),
     **dict.fromkeys(
@@ -47,6 +50,7 @@ ONLY_WHERE: dict[str, tuple[str, tuple[str, ...]]] = {
     **dict.fromkeys((f"blackbox.{gain}" for gain in GAINS), ("local.optimizer", ("spsa-gc", "spsa", "rgf"))),
     "blackbox.beta": ("local.optimizer", ("spsa-gc",)),
 }
+TYPES = {"partition.kind": "partitions", "prompt.kind": "kinds", "head.kind": "heads", "local.optimizer": "local_rules"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +171,14 @@ def _data_name(keys: dict[str, Any]) -> tuple[Any, Any]:
 
 def _matters(key: str, known: dict[str, Any]) -> bool:
     other, values = ONLY_WHERE[key]
-    return known.get(other) in values
+    found = known.get(other)
+    return found in values or (other in TYPES and found is not None and found not in _our_names(TYPES[other]))
+
+
+@cache
+def _our_names(type: str) -> frozenset[str]:
+    """Names of a type that come with fedprompt."""
+    return frozenset(entry.name for entry in registry_of(type).available() if entry.is_ours)
 
 
 def _named(experiments: Sequence[tuple[dict[str, Any], list[Run]]]) -> list[Group]:

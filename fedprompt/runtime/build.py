@@ -31,6 +31,7 @@ from fedprompt.models.backbones.base import Backbone, ImageBackbone, features_of
 from fedprompt.models.backbones.compiled import compile_blocks
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.heads.prototypes import class_means, read_embeddings
+from fedprompt.models.heads.registry import HEADS
 from fedprompt.models.kinds import PromptOptions, make_kind
 from fedprompt.models.model import PromptedModel, head_inputs, head_width, torch_device
 from fedprompt.models.weights.named import load_backbone
@@ -67,9 +68,8 @@ def worker_parts(config: Config, data: FederatedData) -> WorkerParts:
 
 def build_data(config: Config) -> FederatedData:
     """Load the data set and make its federated view; for a pooled method one client then gets all training data."""
-    pooled = registry.get(config.algorithm.name).pooled  # before the data: packages with methods may bring data sets
     federated = divided_data(config)
-    if pooled:
+    if registry.get(config.algorithm.name).pooled:
         return replace(federated, clients=(np.arange(len(federated.train)),))
     return federated
 
@@ -127,8 +127,8 @@ def build_model(config: Config, classes: int, public: Split | None = None) -> Pr
 
     ``public``: the samples that prototypes are made of or prompts drawn like, where either is so.
     """
-    backbone = build_backbone(config)
-    prototypes = build_prototypes(config, backbone, classes, public) if config.head.kind == "prototypes" else None
+    backbone, wants = build_backbone(config), HEADS.get(config.head.kind).thing.wants_prototypes
+    prototypes = build_prototypes(config, backbone, classes, public) if wants else None
     prompt = prompt_options(config, public)
     return PromptedModel(backbone, prompt, head_options(config), classes, prototypes)
 

@@ -26,7 +26,7 @@ from fedprompt.runtime.training import Training, mean_loss, warnings_of
 from fedprompt.seeding import Stream, generator
 from fedprompt.tracking.files import plain
 from fedprompt.tracking.metrics import RESTORE, read, rounds_so_far
-from fedprompt.tracking.tracker import Tracker
+from fedprompt.tracking.tracking import Tracking
 
 Record = dict[str, Any]
 LOADING_DATA, LOADING_MODEL = "loading the data", "loading the model"  # what is done before a federation is there
@@ -126,7 +126,7 @@ class Federation:
             self._save()
             raise
         finally:
-            with suppress(OSError):
+            with suppress(OSError, RunFailed):  # what has ended the run is told; after the last round all are closed
                 tracker.close()
 
     def _beginning(self) -> Checkpoint:
@@ -158,16 +158,12 @@ class Federation:
             raise InputError(f"{path}: begins with round {records[0]['round']}, expected {first_line}; {RESTORE}")
         return replace(found, origin=self._origin, best=best, first_line=first_line)
 
-    def _tracker(self) -> Tracker:
-        tracker = Tracker(
-            self._output,
-            resume_round=self._now.round if self._resumed else None,
-            tensorboard=self._config.tracking.tensorboard,
-        )
+    def _tracker(self) -> Tracking:
+        tracker = Tracking(self._output, self._config, self._now.round if self._resumed else None)
         tracker.start(self._data.class_counts(), self._data.class_names, self._config.to_yaml())
         return tracker
 
-    def _first_evaluation(self, tracker: Tracker) -> Record:
+    def _first_evaluation(self, tracker: Tracking) -> Record:
         seconds: dict[str, float] = {}
         with _timed(seconds, "evaluate"), in_round(0, self._output):
             state, scored = self._evaluate(self._now.state)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from fedprompt.algorithms import registry
-from fedprompt.config.schema import PROMPTS, Config
+from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
+from fedprompt.models.kinds.registry import KINDS
 from fedprompt.runtime.build import outline_backbone
 
 FLOAT = 4  # bytes
@@ -136,7 +137,7 @@ def _activations(config: Config, backbone: Outline, samples: Samples) -> Iterato
     kept, used = rows * blocks * KEPT, min(config.local.batch_size, samples.tested) * USED
     yield Need((*BATCH, "backbone.image_size"), max(kept, used) * backbone.tokens * per_token, "a batch's activations")
     yield Need(("head.hidden", *BATCH), 3 * rows * _hidden(config) * FLOAT, "a batch's hidden units")
-    if config.prompt.kind in PROMPTS:
+    if KINDS.get(config.prompt.kind).holds_tokens:
         key = "prompt.top_k" if config.prompt.kind == "pool" else "prompt.length"
         inserted = config.prompt.top_k if config.prompt.kind == "pool" else config.prompt.length
         yield Need((key, *BATCH), max(kept, used) * inserted * per_token, "activations at the prompts of a batch")
@@ -156,7 +157,7 @@ def _added(config: Config, backbone: Outline) -> tuple[str, int]:
     """The setting that decides how many numbers a client trains beside the head, and how many."""
     prompt, width = config.prompt, backbone.width
     blocks = max(1, backbone.depth - prompt.layer)
-    return {
+    known = {
         "prompt": ("prompt.length", prompt.length * width),
         "deep": ("prompt.length", prompt.length * width * blocks),
         "pool": ("prompt.pool_size", prompt.pool_size * width + width**2),
@@ -165,7 +166,8 @@ def _added(config: Config, backbone: Outline) -> tuple[str, int]:
         "visual": ("prompt.channels", prompt.channels * (9 * (2 * prompt.channels + 6) + 36)),
         "full": ("backbone.name", backbone.weights),
         "none": ("prompt.length", 0),
-    }[prompt.kind]
+    }
+    return known.get(prompt.kind, ("prompt.length", 0))  # of other packages' kinds nothing is known
 
 
 def _head(config: Config, backbone: Outline, samples: Samples) -> int:

@@ -18,7 +18,7 @@ from fedprompt.client.evaluate import Predictions, predict
 from fedprompt.client.examples import Examples, prepare, token_bytes
 from fedprompt.client.personal import Point, Tuning, tune_group
 from fedprompt.client.rules.base import LocalRule
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.rules.sam import sharpness_aware
 from fedprompt.client.tasks import Task, Training, Update
 from fedprompt.client.train import train_group

@@ -56,7 +56,7 @@ class Outcomes:
 
     def to_tensorboard(self, trial: Trial) -> None:
         """Let TensorBoard's HPARAMS tab know of a trial that has ended."""
-        if trial.config.tracking.tensorboard:
+        if "tensorboard" in trial.config.tracking.trackers:
             folder = self.folder / trial.name / "tensorboard"
             write_hparams(folder, self._swept(trial), self._rows[trial.number])
 

@@ -4,6 +4,7 @@ This room knows nothing of algorithms: it receives one plain record per round, a
 """
 
 from fedprompt.tracking.progress import Progress
+from fedprompt.tracking.registry import tracker
 from fedprompt.tracking.tracker import Tracker
 
-__all__ = ["Progress", "Tracker"]
+__all__ = ["Progress", "Tracker", "tracker"]

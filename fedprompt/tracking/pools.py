@@ -24,7 +24,7 @@ class PoolSnapshots:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._rounds: list[int] = []
         for path in self.folder.glob("round_*.npy"):
-            round = int(path.stem.removeprefix("round_"))
+            round = _round_of(path)
             if resume_round is not None and round <= resume_round:
                 self._rounds.append(round)
             else:
@@ -41,20 +41,25 @@ class PoolSnapshots:
             gaps = [after - before for before, after in zip(self._rounds, self._rounds[2:])]
             self._path(self._rounds.pop(1 + int(np.argmin(gaps)))).unlink(missing_ok=True)
 
-    def load(self) -> dict[int, np.ndarray]:
-        """Return the finite prompts of all snapshots, {round: [P, D]}.
-
-        A damaged file costs one point of a picture, so it only warns.
-        """
-        pools = {}
-        for round in self._rounds:
-            try:
-                pool = np.load(self._path(round), allow_pickle=False)
-            except (ValueError, EOFError, FileNotFoundError):
-                warnings.warn(f"{self._path(round)} cannot be read; the trajectory leaves it out", stacklevel=2)
-                continue
-            pools[round] = pool[np.isfinite(pool).all(axis=1)]
-        return pools
-
     def _path(self, round: int) -> Path:
         return self.folder / f"round_{round:04d}.npy"
+
+
+def load_pools(folder: Path) -> dict[int, np.ndarray]:
+    """Return the finite prompts of all snapshots in a folder, {round: [P, D]}, in the order of the rounds.
+
+    A damaged file costs one point of a picture, so it only warns.
+    """
+    pools = {}
+    for round, path in sorted((_round_of(path), path) for path in folder.glob("round_*.npy")):
+        try:
+            pool = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, FileNotFoundError):
+            warnings.warn(f"{path} cannot be read; the trajectory leaves it out", stacklevel=2)
+            continue
+        pools[round] = pool[np.isfinite(pool).all(axis=1)]
+    return pools
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round_"))

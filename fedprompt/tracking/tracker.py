@@ -1,8 +1,7 @@
-"""Everything that a run writes about itself, bound together; it may live in another process than the terminal."""
+"""What a tracker is: it is told of a run's start, of every round and of the end, and writes that down somewhere."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,86 +9,33 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fedprompt.tracking import metrics
-from fedprompt.tracking.files import named, plain, write_atomic
-from fedprompt.tracking.metrics import MetricsFile, Record
-from fedprompt.tracking.plots import accuracy_figure, partition_figure, save, trajectory_figure
-from fedprompt.tracking.pools import PoolSnapshots
-from fedprompt.tracking.tensorboard import TensorBoard
-
-OWN_FILES = ("metrics.jsonl", "result.json", "accuracy.png", "trajectory.png", "partition.png")
+from fedprompt.config.schema import Config
+from fedprompt.tracking.metrics import Record
 
 
 class Tracker:
-    """Writes ``metrics.jsonl``, ``tensorboard/``, ``pools/``, figures and, at the end, ``result.json`` into ``output``.
+    """A tracker that writes nothing; subclasses register with ``@tracker(name, about)`` and override what they need.
 
-    A full disk or a folder that cannot be written surfaces as ``OSError``.
+    It lives in the driver's process, which on Ray may be another machine's. What its functions raise ends the run with
+    one line that names the tracker; the rounds before stay.
 
     Args:
-        output: the run's folder, made if needed.
-        resume_round: the last round that counts, as saved in the checkpoint; what was written of later rounds goes.
-            ``None`` starts afresh and deletes what an earlier tracker left here.
-        tensorboard: write event files, too.
+        output: the run's folder.
+        config: the whole configuration.
+        resume_round: the last round that counts, where a run is resumed; ``None`` for a new one.
     """
 
-    def __init__(self, output: Path, *, resume_round: int | None = None, tensorboard: bool = True):
-        self.output = Path(output)
-        self.output.mkdir(parents=True, exist_ok=True)
-        self._resumed = resume_round is not None
-        path = self.output / "metrics.jsonl"
-        if resume_round is None:
-            for name in OWN_FILES:
-                (self.output / name).unlink(missing_ok=True)
-            self._metrics = MetricsFile(path)
-        else:
-            self._metrics = MetricsFile.resume(path, resume_round)
-        self._pools = PoolSnapshots(self.output / "pools", resume_round)
-        self._board = TensorBoard(self.output / "tensorboard", resume_round) if tensorboard else None
+    def __init__(self, output: Path, config: Config, resume_round: int | None) -> None:
+        self.output, self.config, self.resume_round = output, config, resume_round
 
     def start(self, class_counts: np.ndarray, class_names: Sequence[str], config_text: str) -> None:
-        """Draw the partition, counts [N, K], and keep the configuration, as text, next to the curves."""
-        figure = partition_figure(np.asarray(class_counts), class_names)
-        save(figure, self.output / "partition.png")
-        if self._board and not self._resumed:  # the earlier event file has both
-            with named(self.output / "tensorboard"):
-                self._board.figure("figures/partition", figure, 0)
-                self._board.text("config", f"```yaml\n{config_text}\n```", 0)
-                self._board.flush()
+        """Be told of the partition, training samples per client and class [N, K], and the configuration as YAML."""
 
     def round(self, record: Record, prompts: Mapping[str, Tensor]) -> None:
-        """Write a round: its metrics line, scalars and histograms; tensors named pool or prompt [..., D] are kept."""
-        record = plain(record)
-        self._metrics.append(record)
-        if self._board:
-            with named(self.output / "tensorboard"):
-                self._board.scalars(record)
-                self._board.prompts(record["round"], prompts)
-                self._board.flush()
-        pool = prompts.get("pool", prompts.get("prompt"))
-        if pool is not None:
-            self._pools.add(record["round"], pool.detach().float().cpu().reshape(-1, pool.shape[-1]).numpy())
+        """Be told of a round: its line of ``metrics.jsonl``, and the prompts {"prompt", "deep" or "pool": [..., D]}."""
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``, then draw the figures, and close."""
-        content = json.dumps(plain(result), indent=2, allow_nan=False) + "\n"
-        write_atomic(self.output / "result.json", content.encode())
-        records = metrics.read(self._metrics.path) if self._metrics.path.exists() else []
-        last_round = max((record["round"] for record in records), default=0)
-        figures = {"accuracy": accuracy_figure(records)}
-        pools = self._pools.load()
-        if sum(len(pool) for pool in pools.values()) >= 2:
-            figures["trajectory"] = trajectory_figure(pools)
-            if self._board:
-                self._board.projector(pools)
-        for name, figure in figures.items():
-            save(figure, self.output / f"{name}.png")
-            if self._board:
-                with named(self.output / "tensorboard"):
-                    self._board.figure(f"figures/{name}", figure, last_round)
-        self.close()
+        """Be told of the end of the last round: the content of ``result.json``."""
 
     def close(self) -> None:
-        """Close the event file; what a run that stops early has written so far stays readable."""
-        if self._board:
-            with named(self.output / "tensorboard"):
-                self._board.close()
+        """Let go of files and connections, after the last round or when a run stops early."""

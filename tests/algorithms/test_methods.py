@@ -52,18 +52,14 @@ def test_all_methods_are_listed_by_name_with_a_line_about_each():
     assert all(method.about and "\n" not in method.about for method in methods)
 
 
-def test_a_method_registers_under_its_name():
-    try:
+def test_a_method_registers_under_its_name(registries):
+    @registry.algorithm("mine", "a method of mine")
+    class Mine(FedAvg):
+        """A method of mine."""
 
-        @registry.algorithm("mine", "a method of mine")
-        class Mine(FedAvg):
-            """A method of mine."""
-
-        assert registry.get("mine") is Mine
-        assert Mine in registry.available()
-        assert load(None, ["algorithm.name=mine"]).algorithm.name == "mine"
-    finally:
-        del registry._ALGORITHMS["mine"]
+    assert registry.get("mine") is Mine
+    assert Mine in registry.available()
+    assert load(None, ["algorithm.name=mine"]).algorithm.name == "mine"
 
 
 def test_an_unknown_method_is_told_with_the_nearest_and_all_there_are():

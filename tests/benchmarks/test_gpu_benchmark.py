@@ -16,7 +16,7 @@ from benchmarks import gpu
 from benchmarks.gpu_clock import waits_per_step
 from fedprompt.client.examples import prepare
 from fedprompt.client.rules.base import LocalOptions
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group
 from fedprompt.errors import InputError

@@ -13,7 +13,7 @@ from fedprompt.blackbox.batching import AT_ONCE, Answers, Batcher, Desk
 from fedprompt.blackbox.client import ImageOptions, ServedModel
 from fedprompt.blackbox.service import EVALUATION, Ledger, LocalService, Scorer, digest
 from fedprompt.client.rules.base import LocalOptions
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group
 from fedprompt.errors import InputError, OutOfBudget

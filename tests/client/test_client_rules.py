@@ -9,7 +9,7 @@ import torch
 from fedprompt.client.batches import plan_batches
 from fedprompt.client.examples import Examples
 from fedprompt.client.rules.base import LocalOptions
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group
 from fedprompt.models.heads.classifier import HeadOptions

@@ -8,7 +8,7 @@ import torch
 from by_hand import BIAS, Bowl, drawn, same, tiny_run
 
 from fedprompt.client.rules.base import LocalOptions
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.rules.sam import SamOracle, SharpnessAware, sharpness_aware
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group

@@ -16,9 +16,9 @@ from by_hand import drawn, make, same, tiny_run
 import fedprompt.algorithms
 import fedprompt.client
 from fedprompt.algorithms.pfedpg import KeepsHead
-from fedprompt.client.rules.base import ZEROTH_ORDER, LocalOptions, LocalRule, Oracle
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.base import LocalOptions, LocalRule, Oracle
 from fedprompt.client.rules.proximal import Proximal
+from fedprompt.client.rules.registry import make_rule, without_gradients
 from fedprompt.client.rules.sam import SharpnessAware
 from fedprompt.client.rules.wrappers import WrappedOracle, WrappedRule
 from fedprompt.models.params import HEAD
@@ -28,7 +28,7 @@ RULES = {
     "adam": {"optimizer": "adam"},
     "sgd": {"optimizer": "sgd"},
     "momentum": {"optimizer": "sgd", "momentum": 0.9},
-    **{name: {"optimizer": name} for name in ZEROTH_ORDER},
+    **{name: {"optimizer": name} for name in without_gradients("spsa-gc")},
 }
 WRAPPERS = {  # each with the setting at which it changes nothing
     "nothing": WrappedRule,

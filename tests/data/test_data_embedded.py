@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedprompt.data import KINDS, PartitionOptions, Split, available, federate, load
+from fedprompt.data import PartitionOptions, Split, available, federate, load
 from fedprompt.data.multi import fit
+from fedprompt.data.partitions.registry import PARTITIONS
 from fedprompt.data.sources.embedded import FASHION_CLASSES, FASHION_FILE, read_npz
 from fedprompt.errors import InputError
 
@@ -64,7 +65,7 @@ def test_joining_shifts_labels_and_domains(joined):
     np.testing.assert_array_equal(joined.train.inputs.array[:8000], load("fashion-mnist-small").train.inputs.array)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PARTITIONS.names())
 def test_every_client_of_a_joined_federation_holds_one_data_set(joined, kind):
     found = federate(joined, clients=12, kind=kind, options=PartitionOptions(), validation=0.1, limit=2000,
                      imbalance_factor=1.0, seed=0)  # fmt: skip

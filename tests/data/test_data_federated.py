@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fedprompt.data import KINDS, Dataset, PartitionOptions, Split, View, federate
+from fedprompt.data import Dataset, PartitionOptions, Split, View, federate
 from fedprompt.data.federated import LOCAL_TEST_LEAST, LOCAL_TEST_SIZE, local_test_counts
+from fedprompt.data.partitions.registry import PARTITIONS
 from fedprompt.errors import InputError
 
 CLASSES = 4
@@ -32,7 +33,7 @@ def view(dataset=None, **changed):
     return federate(dataset or toy(), **(settings | changed))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PARTITIONS.names())
 def test_clients_and_validation_hold_every_training_image_once(kind):
     found = view(kind=kind)
     held = [n for i in range(10) for n in numbers(found.client(i))]
@@ -132,7 +133,7 @@ def test_where_domains_differ_in_classes_every_client_and_its_local_test_stay_in
     allowed = np.array([[True, True, False, False], [False, False, True, True]])
     data = Dataset("two", numbered(2000, 0, domains), numbered(800, 10_000, np.repeat([0, 1], 400)), tuple("abcd"),
                    ("left", "right"), allowed)  # fmt: skip
-    for kind in KINDS:
+    for kind in PARTITIONS.names():
         found = view(data, kind=kind)
         for i in range(10):
             own = set(found.client(i).domains)

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from fedprompt.data import KINDS, PartitionOptions, Split, feature_distance, measures, partition
-from fedprompt.data.partitions.kinds import REDRAWS, Samples, _with_minimum, give_from_largest, long_tail
+from fedprompt.data import PartitionOptions, Split, feature_distance, measures
+from fedprompt.data.partitions import division
+from fedprompt.data.partitions.base import REDRAWS, Samples, give_from_largest, with_minimum
+from fedprompt.data.partitions.long_tail import long_tail
+from fedprompt.data.partitions.registry import PARTITIONS
 from fedprompt.errors import InputError
 
 CLASSES = 5
@@ -21,7 +24,7 @@ def balanced(per_class: int = 200) -> Split:
 def divide(split, clients, kind, seed=0, per_domain=False, **options):
     rng = np.random.default_rng(seed)
     settings = PartitionOptions(**options)
-    return partition(split, clients, kind, rng, classes=CLASSES, options=settings, per_domain=per_domain)
+    return division.divide(split, clients, kind, rng, classes=CLASSES, options=settings, per_domain=per_domain)
 
 
 def counts(split, parts):
@@ -34,7 +37,7 @@ def assert_covers(split, parts, clients):
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(split)))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PARTITIONS.names())
 @pytest.mark.parametrize("per_domain", [False, True])
 @pytest.mark.parametrize(("samples", "clients"), [(1000, 1), (1000, 3), (1000, 40), (45, 40)])
 def test_every_kind_gives_every_sample_to_exactly_one_client(kind, per_domain, samples, clients):
@@ -45,13 +48,13 @@ def test_every_kind_gives_every_sample_to_exactly_one_client(kind, per_domain, s
     assert_covers(split, parts, clients)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PARTITIONS.names())
 def test_as_many_clients_as_samples_leaves_nobody_empty(kind):
     split = split_of(np.arange(30) % CLASSES)
     assert_covers(split, divide(split, 30, kind, min_size=1, shards_per_client=1), 30)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PARTITIONS.names())
 def test_the_same_seed_gives_the_same_partition_and_another_seed_another(kind):
     first, again, other = (divide(balanced(), 8, kind, seed=seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again))
@@ -114,12 +117,12 @@ def test_the_first_draw_that_reaches_the_minimum_is_taken_and_redraws_are_bounde
         drawn.append(next(sizes))
         return np.split(np.arange(10), [drawn[-1]])
 
-    parts = _with_minimum(draw, samples, 2, PartitionOptions(min_size=2), rng)
+    parts = with_minimum(draw, samples, 2, PartitionOptions(min_size=2), rng)
     assert [len(part) for part in parts] == [3, 7]
     assert drawn == [0, 1, 3]
     drawn.clear()
     next(sizes)
-    _with_minimum(draw, samples, 2, PartitionOptions(min_size=2), rng)
+    with_minimum(draw, samples, 2, PartitionOptions(min_size=2), rng)
     assert len(drawn) == REDRAWS
 
 
@@ -173,7 +176,7 @@ def test_quantity_skews_sizes_but_not_labels():
     assert found["total_variation"] < 0.2 < labels["total_variation"]
 
 
-@pytest.mark.parametrize(("kind", "per_domain"), [("domain", False), *((kind, True) for kind in KINDS)])
+@pytest.mark.parametrize(("kind", "per_domain"), [("domain", False), *((kind, True) for kind in PARTITIONS.names())])
 def test_clients_belong_to_one_domain_in_proportion_to_its_size(kind, per_domain):
     domains = np.repeat([0, 1, 2], [700, 290, 10])
     split = split_of(np.arange(1000) % CLASSES, domains)
@@ -190,7 +193,7 @@ def test_fewer_clients_than_domains_is_refused():
         divide(split, 2, "domain")
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", PARTITIONS.names())
 def test_more_clients_than_samples_is_refused(kind):
     with pytest.raises(InputError, match=r"^federation\.clients: 11 .*10"):
         divide(split_of(np.arange(10) % CLASSES), 11, kind, min_size=1)
@@ -214,7 +217,7 @@ def test_an_option_outside_its_range_is_refused_by_its_key(options, message):
 
 def test_an_unknown_kind_is_refused_with_the_nearest_and_all_kinds():
     with pytest.raises(
-        InputError, match=r"partition\.kind: unknown 'dirichlett' \(did you mean 'dirichlet'\?\).*shards"
+        InputError, match=r"partition\.kind: unknown partition 'dirichlett' \(did you mean 'dirichlet'\?\).*shards"
     ):
         divide(balanced(), 4, "dirichlett")
 

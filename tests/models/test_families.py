@@ -14,7 +14,7 @@ from fedprompt.blackbox.service import Scorer
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.base import Change, Tokens
 from fedprompt.models.backbones.blocks import is_plain, run_block
-from fedprompt.models.backbones.registry import backbone, registered
+from fedprompt.models.backbones.registry import BACKBONES, backbone
 from fedprompt.models.backbones.vit import ViT, to_pixels
 from fedprompt.models.heads.classifier import HeadOptions
 from fedprompt.models.kinds import PromptOptions, make_kind
@@ -291,8 +291,7 @@ def test_positions_relative_to_each_other_are_resampled_to_another_grid(tmp_path
     torch.testing.assert_close(table, torch.full((28, 2), 0.5))
 
 
-def test_a_registered_backbone_comes_before_timms(monkeypatch):
-    monkeypatch.setattr("fedprompt.models.backbones.registry._BACKBONES", {})
+def test_a_registered_backbone_comes_before_timms(registries):
     asked = []
 
     @backbone("test_vit", "ours")
@@ -303,9 +302,9 @@ def test_a_registered_backbone_comes_before_timms(monkeypatch):
     found = load_backbone("test_vit", "w", 48, crop=0.9, device=torch.device("cpu"), autocast=torch.bfloat16)
     assert found is made("vit_base_patch16_224")
     assert asked == [("w", 48, 0.9, "cpu", torch.bfloat16)]
-    assert registered()["test_vit"].about == "ours"
+    assert BACKBONES.get("test_vit").about == "ours"
     with pytest.raises(InputError, match="registered twice"):
-        backbone("test_vit", "another")(lambda *given, **how: None)
+        backbone("test_vit", "another")(made)
 
 
 def test_tokens_say_which_of_them_are_prompts():

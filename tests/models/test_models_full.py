@@ -172,7 +172,7 @@ def test_the_head_can_read_the_backbones_own_frozen_classifier(make_vit, make_ba
 
 
 def test_bfloat16_gives_float32_features_and_gradients_near_the_exact_ones(model, make_vit, make_batch, images):
-    rough = PromptedModel(ViT(make_vit(), 28, autocast=torch.bfloat16), PromptOptions("full"), model.head, 5)
+    rough = PromptedModel(ViT(make_vit(), 28, autocast=torch.bfloat16), PromptOptions("full"), model.head.options, 5)
     client, batch = moved(model, 0), make_batch((4,), images=images)
     exact, near = (m.kind.features(stack([client]), batch)[0] for m in (model, rough))
     assert near.dtype == torch.float32

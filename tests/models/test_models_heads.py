@@ -7,12 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from fedprompt.models.heads.classifier import HeadOptions, apply_head, dropout_factors, init_head
+from fedprompt.models.batch import Batch, groups_of
+from fedprompt.models.heads.classifier import HeadOptions, dropout_factors
+from fedprompt.models.heads.registry import make_head
 from fedprompt.models.params import stack
 
 
 def draw(options: HeadOptions, seed: int = 0) -> dict[str, torch.Tensor]:
-    return init_head(options, 32, 5, np.random.default_rng(seed))
+    return make_head(options).init(32, 5, np.random.default_rng(seed))
+
+
+def scores_of(options: HeadOptions, params, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores [G, B, K] of x [G, B, D]."""
+    counts = (x.shape[1],) * len(x)
+    group, slot = groups_of(counts, "cpu")
+    batch = Batch(counts, group, slot, torch.zeros_like(group), None, None, None, None, keep)
+    return batch.padded(make_head(options).scores(params, batch.unpadded(x), batch))
 
 
 def as_modules(params) -> list[nn.Linear]:
@@ -27,9 +37,10 @@ def as_modules(params) -> list[nn.Linear]:
 
 @pytest.mark.parametrize(("kind", "layers"), [("linear", 1), ("mlp", 2)])
 def test_every_row_equals_torch_linear_with_that_clients_weights(kind, layers):
-    clients = [draw(HeadOptions(kind=kind, hidden=16), seed) for seed in range(3)]
+    options = HeadOptions(kind=kind, hidden=16)
+    clients = [draw(options, seed) for seed in range(3)]
     x = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
-    scores = apply_head(stack(clients), x, None)
+    scores = scores_of(options, stack(clients), x)
     assert scores.shape == (3, 4, 5)
     for client, params in enumerate(clients):
         modules = as_modules(params)
@@ -43,13 +54,15 @@ def test_dropout_factors_multiply_the_hidden_layer_only():
     x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     keep = 2.0 * (torch.rand(4, 16, generator=torch.Generator().manual_seed(1)) > 0.5)
     expected = second(first(x) * keep).detach()
-    torch.testing.assert_close(apply_head(stack([params]), x[None], keep[None])[0], expected, atol=1e-6, rtol=1e-5)
+    found = scores_of(HeadOptions(hidden=16), stack([params]), x[None], keep[None])[0]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_linear_head_has_no_dropout():
-    params = stack([draw(HeadOptions(kind="linear"))])
-    x = torch.randn(1, 4, 32)
-    assert torch.equal(apply_head(params, x, torch.zeros(1, 4, 16)), apply_head(params, x, None))
+    options = HeadOptions(kind="linear")
+    params, x = stack([draw(options)]), torch.randn(1, 4, 32)
+    assert make_head(options).dropped == 0
+    assert torch.equal(scores_of(options, params, x, torch.zeros(1, 4, 16)), scores_of(options, params, x))
 
 
 def test_start_is_within_torchs_bounds_and_fills_them():

@@ -16,7 +16,7 @@ from scipy import stats
 from fedprompt.cli import main
 from fedprompt.config.parsing import load
 from fedprompt.errors import InputError
-from fedprompt.reports import figures
+from fedprompt.reports import figures, groups
 from fedprompt.reports.groups import make_groups
 from fedprompt.reports.report import write_report
 from fedprompt.reports.statistics import compare, holm, smallest_wilcoxon_p
@@ -550,3 +550,13 @@ def test_the_command_reports_real_runs_and_bad_input_has_code_2(tmp_path, capsys
     with pytest.raises(SystemExit) as end:
         main.main(["report", str(tmp_path / "nowhere")])
     assert (end.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+
+
+def test_settings_count_where_a_name_comes_from_another_package():
+    of_ours = {"prompt.kind": "none", "local.optimizer": "adam"}
+    assert not groups._matters("prompt.length", of_ours)
+    assert not groups._matters("local.momentum", of_ours)
+    of_theirs = {"prompt.kind": "theirs", "local.optimizer": "theirs"}
+    assert groups._matters("prompt.length", of_theirs)
+    assert groups._matters("local.momentum", of_theirs)
+    assert not groups._matters("prompt.length", {"prompt.kind": None})

@@ -19,7 +19,7 @@ from fedprompt.runtime.attendance import Attendance
 from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.pool import InProcessPool
 from fedprompt.runtime.run import run_in_process
-from fedprompt.tracking import tracker
+from fedprompt.tracking import drawn, plots
 
 METHODS = [method.name for method in registry.available()]
 SMALL = [*TINY, "data.limit=60", "partition.min_size=1", "data.validation=0.2", "head.shots=1"]
@@ -52,9 +52,9 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(InProcessPool, "predict", predict)
     monkeypatch.setattr(InProcessPool, "predict_clients", predict_clients)
-    monkeypatch.setattr(tracker, "save", lambda figure, path: None)
-    for name in ("accuracy_figure", "partition_figure", "trajectory_figure"):
-        monkeypatch.setattr(tracker, name, lambda *given: None)
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    monkeypatch.setattr(plots, "partition_figure", lambda *given: None)
+    monkeypatch.setattr(drawn, "final_figures", lambda output: {})
 
 
 @pytest.fixture

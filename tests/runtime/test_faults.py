@@ -13,14 +13,16 @@ import torch
 from commands import cli
 
 from fedprompt.algorithms.base import State
+from fedprompt.config.schema import Config, TrackingSection
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.checkpoints.file import Checkpoint
 from fedprompt.runtime.checkpoints.store import CheckpointStore
 from fedprompt.runtime.run import new_run
 from fedprompt.tracking import metrics
-from fedprompt.tracking.tracker import Tracker
+from fedprompt.tracking.tracking import Tracking
 
 BOARD = "tracking.tensorboard=true"
+NO_TRACKERS = Config(tracking=TrackingSection(trackers=()))
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +251,7 @@ def test_a_run_whose_disk_fills_up_ends_with_one_line_and_goes_on_when_there_is_
 
 
 def test_a_torn_line_is_taken_away_before_the_next_is_appended(tmp_path):
-    tracker = Tracker(tmp_path, tensorboard=False)
+    tracker = Tracking(tmp_path, NO_TRACKERS)
     tracker.round({"round": 1}, {})
     with (
         pytest.raises(OSError, match=r"metrics\.jsonl"),
@@ -257,7 +259,7 @@ def test_a_torn_line_is_taken_away_before_the_next_is_appended(tmp_path):
     ):
         tracker.round({"round": 2}, {})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"round": 1}\n{"rou'
-    Tracker(tmp_path, resume_round=1, tensorboard=False).round({"round": 2}, {})
+    Tracking(tmp_path, NO_TRACKERS, resume_round=1).round({"round": 2}, {})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"round": 1}\n{"round": 2}\n'
 
 

@@ -92,10 +92,8 @@ MISTAKES = {
 
 
 @pytest.fixture
-def method_with(monkeypatch):
+def method_with(registries):
     """Register a method ``theirs``, FedAvg with other functions, until the test ends."""
-    registry.available()
-    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
 
     def make(functions):
         return registry.algorithm("theirs", "a method of theirs")(type("Theirs", (FedAvg,), functions))

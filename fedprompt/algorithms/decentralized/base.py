@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from scipy.sparse import csr_array
 from fedprompt.algorithms.base import RULE, Algorithm, MethodSettings, Metrics, State
 from fedprompt.algorithms.decentralized.gossip import Compression, Models, mix, mix_compressed
 from fedprompt.algorithms.decentralized.graphs import Graph, among, lose, make_links, metropolis, spectral_gap
+from fedprompt.client.rules.registry import with_gradients
 from fedprompt.client.tasks import Task, Update
 from fedprompt.models.params import Params, size_in_bytes, weighted_mean
 
@@ -73,7 +74,7 @@ class Decentralized(Algorithm):
     """Gossip instead of a server; a method says how clients train, how often they mix, and what is not mixed by W."""
 
     averaged_model = True
-    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "adam")
+    optimizers = with_gradients("sgd")
     Settings = GossipSettings
     settings: GossipSettings
 

@@ -32,6 +32,7 @@ from fedprompt.algorithms.decentralized.base import Decentralized, GossipSetting
 from fedprompt.algorithms.pfpt.pfpt import FitSettings
 from fedprompt.algorithms.pfpt.set_aggregation import SetAggregation, aggregate_sets, mean_of_matched
 from fedprompt.algorithms.registry import algorithm
+from fedprompt.client.rules.registry import with_gradients
 from fedprompt.models.params import Params, size_in_bytes
 
 PROMPTS = ("pool", "prompt")
@@ -55,7 +56,7 @@ class DPFPT(Decentralized):
     """Matching in every neighbourhood."""
 
     kinds = PROMPTS
-    optimizers = ("adam", "sgd")
+    optimizers = with_gradients("adam")
     Settings = DPFPTSettings
     settings: DPFPTSettings
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from fedprompt.models.params import HEAD, Params
 
 Slots = dict[str, Params]
-ZEROTH_ORDER = ("spsa-gc", "spsa", "rgf", "cma")  # of `local.optimizer`: they need no gradients
 
 
 class Oracle(Protocol):

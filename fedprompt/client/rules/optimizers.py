@@ -1,15 +1,16 @@
-"""Local rules that follow the gradient: SGD and Adam; and the choice of a rule by its name."""
+"""Local rules that follow the gradient: SGD and Adam."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fedprompt.client.rules.base import ZEROTH_ORDER, LocalOptions, LocalRule, Oracle, Slots
-from fedprompt.client.rules.zeroth_order import make_zeroth
+from fedprompt.client.rules.base import LocalOptions, LocalRule, Oracle, Slots
+from fedprompt.client.rules.registry import local_rule
 from fedprompt.models.params import Params
 
 
+@local_rule("sgd", "stochastic gradient descent, with local.momentum", lr=0.01, prompt_lr=0.1)
 class SGD(LocalRule):
     """Stochastic gradient descent, with heavy-ball momentum where it is set: v ← m v + g, w ← w − lr v."""
 
@@ -30,6 +31,7 @@ class SGD(LocalRule):
         return stepped, slots, losses
 
 
+@local_rule("adam", "Adam", lr=5e-4, prompt_lr=1e-3, source="Kingma & Ba, ICLR 2015, arXiv 1412.6980")
 class Adam(LocalRule):
     """Adam with bias correction (Kingma & Ba 2015, algorithm 1); every client has moments and a count of its own."""
 
@@ -53,10 +55,3 @@ class Adam(LocalRule):
             rate = self.options.rate(name) / (1 - beta1**count)
             stepped[name] = value - rate * (first / spread)
         return stepped, slots, losses
-
-
-def make_rule(options: LocalOptions) -> LocalRule:
-    """Return the rule that ``local.optimizer`` names; InputError where it needs a package that is not there."""
-    if options.optimizer in ZEROTH_ORDER:
-        return make_zeroth(options)
-    return {"adam": Adam, "sgd": SGD}[options.optimizer](options)

@@ -25,20 +25,12 @@ import torch
 from torch import Tensor
 
 from fedprompt.client.rules.base import LocalOptions, LocalRule, Oracle, Slots
+from fedprompt.client.rules.registry import local_rule
 from fedprompt.errors import InputError
 from fedprompt.models.params import Params, row
 
 COUNT, MOMENTUM = "count", "momentum."  # in what stays with a client: i, and m by the names of the params
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
-
-
-def make_zeroth(options: LocalOptions) -> LocalRule:
-    """Return the rule that ``local.optimizer`` names; InputError where it is ``cma`` and the package is missing."""
-    if options.optimizer == "cma":
-        return CMA(options)
-    if options.optimizer == "rgf":
-        return RGF(options)
-    return SPSA(options, momentum=options.zeroth.beta if options.optimizer == "spsa-gc" else 0.0)
 
 
 class SPSA(LocalRule):
@@ -89,6 +81,40 @@ class SPSA(LocalRule):
         return (above + below) / 2, {name: _rows(slope, value) / value for name, value in delta.items()}
 
 
+@local_rule(
+    "spsa",
+    "SPSA: two-sided differences along random directions",
+    lr=4e-3,
+    prompt_lr=4e-3,
+    needs_gradients=False,
+    source="Spall, IEEE TAC 1992",
+)
+def spsa(options: LocalOptions) -> LocalRule:
+    """SPSA without gradient correction."""
+    return SPSA(options, momentum=0.0)
+
+
+@local_rule(
+    "spsa-gc",
+    "SPSA with gradient correction",
+    lr=5e-4,
+    prompt_lr=5e-4,
+    needs_gradients=False,
+    source="Oh et al., BlackVIP, CVPR 2023",
+)
+def spsa_gc(options: LocalOptions) -> LocalRule:
+    """SPSA with gradient correction, of weight ``blackbox.beta``."""
+    return SPSA(options, momentum=options.zeroth.beta)
+
+
+@local_rule(
+    "rgf",
+    "random gradient-free estimation: one-sided differences along Gaussian directions",
+    lr=4e-3,
+    prompt_lr=4e-3,
+    needs_gradients=False,
+    source="Nesterov & Spokoiny, Found. Comput. Math. 2017",
+)
 class RGF(SPSA):
     """Random gradient-free estimation: one-sided differences along Gaussian directions."""
 
@@ -105,6 +131,14 @@ class RGF(SPSA):
         return self._here, {name: _rows(slope, value) * value for name, value in u.items()}
 
 
+@local_rule(
+    "cma",
+    "CMA-ES with a diagonal covariance",
+    lr=0.02,
+    prompt_lr=0.02,
+    needs_gradients=False,
+    source="Hansen & Ostermeier, Evol. Comput. 2001; Ros & Hansen, PPSN 2008",
+)
 class CMA(LocalRule):
     """CMA-ES with a diagonal covariance; a step asks for the losses of one population and goes to the new mean."""
 

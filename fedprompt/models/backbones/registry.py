@@ -1,15 +1,14 @@
-"""Backbones by name that are not timm's: one function with ``@backbone`` each."""
+"""Names of backbones that are not timm's: ``backbone.name``. One function with ``@backbone`` each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from fedprompt.errors import InputError
 from fedprompt.models.backbones.base import Backbone
+from fedprompt.registry import Registered, Registry
 
 
 class Factory(Protocol):
@@ -20,29 +19,21 @@ class Factory(Protocol):
     ) -> Backbone: ...
 
 
-@dataclass(frozen=True)
-class Registered:
-    """A backbone of this registry: a line about it, and what makes it."""
+F = TypeVar("F", bound=Factory)
 
-    about: str
-    make: Factory
-
-
-_BACKBONES: dict[str, Registered] = {}
+BACKBONES: Registry[Registered[Factory]] = Registry(
+    "backbones", noun="backbone", key="backbone.name", package="fedprompt.models.backbones"
+)
 
 
-def backbone(name: str, about: str) -> Callable[[Factory], Factory]:
-    """Register a factory as ``backbone.name=name``, before timm's models; InputError where the name is taken."""
+def backbone(name: str, about: str, source: str = "") -> Callable[[F], F]:
+    """Register a factory as ``backbone.name=name``, before timm's models.
 
-    def register(make: Factory) -> Factory:
-        if name in _BACKBONES and _BACKBONES[name].make is not make:
-            raise InputError(f"backbone.name: '{name}' is registered twice; allowed: one backbone of a name")
-        _BACKBONES[name] = Registered(about, make)
-        return make
+    ``about`` is a line about it, ``source`` where it is from. Raises InputError where another factory has the name.
+    """
+
+    def register(factory: F) -> F:
+        BACKBONES.add(Registered(name, about, source, factory))
+        return factory
 
     return register
-
-
-def registered() -> dict[str, Registered]:
-    """All of them, by name."""
-    return _BACKBONES

@@ -1,21 +1,24 @@
-"""The classifier on top of the class feature, for many clients at once: stacked weights, batched products."""
+"""What a head is, for many clients at once: stacked weights, batched products; and the parts of trained ones."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedprompt.models.params import Params
+from fedprompt.models.batch import Batch
+from fedprompt.models.params import HEAD, Params
 
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """Which classifier (configuration section ``head``); with ``prototypes`` there is none to train."""
+    """Which classifier (configuration section ``head``)."""
 
     kind: str = "mlp"
     hidden: int = 512
@@ -24,32 +27,49 @@ class HeadOptions:
     scale: float = 50.0  # of the cosines with class prototypes
 
 
-def init_head(options: HeadOptions, inputs: int, classes: int, rng: np.random.Generator) -> Params:
-    """Draw ``head.*`` as torch's Linear starts: weights [out, in] and biases [out] uniform in ±1/sqrt(in)."""
-    if options.kind == "prototypes":
+class Head:
+    """Class scores out of features. A subclass registers with ``@head(name, about)``.
+
+    ``prototypes`` [K, D], one row per class, are given to a head that wants them.
+    """
+
+    is_trained: ClassVar[bool] = True  # whether it has params
+    wants_prototypes: ClassVar[bool] = False  # from head.embeddings, else means of head.shots public samples per class
+
+    def __init__(self, options: HeadOptions, prototypes: Tensor | None = None) -> None:
+        self.options, self.prototypes = options, prototypes
+
+    @property
+    def dropped(self) -> int:
+        """Units per sample whose dropout factors, at the rate ``head.dropout``, a training step draws."""
+        return 0
+
+    def init(self, inputs: int, classes: int, rng: np.random.Generator) -> Params:
+        """Draw the params at their start; their names begin with ``head.``."""
         return {}
-    sizes = [inputs, options.hidden, classes] if options.kind == "mlp" else [inputs, classes]
+
+    def scores(self, params: Params, features: Tensor, batch: Batch) -> Tensor:
+        """Class scores [M, K] of features [M, D], with stacked params {name: [G, ...]}.
+
+        ``batch.padded`` puts samples side by side by client [G, B, D], ``batch.unpadded`` takes that back;
+        ``batch.keep`` [G, B, dropped] are the dropout factors of a training step, else None.
+        """
+        raise NotImplementedError
+
+
+def init_layers(sizes: Sequence[int], rng: np.random.Generator) -> Params:
+    """Draw linear layers as torch's Linear starts: weights [out, in] and biases [out] uniform in ±1/sqrt(in)."""
     params = {}
     for number, (before, after) in enumerate(pairwise(sizes), start=1):
         bound = 1 / math.sqrt(before)
-        params[f"head.{number}.weight"] = _uniform(rng, bound, (after, before))
-        params[f"head.{number}.bias"] = _uniform(rng, bound, (after,))
+        params[f"{HEAD}{number}.weight"] = _uniform(rng, bound, (after, before))
+        params[f"{HEAD}{number}.bias"] = _uniform(rng, bound, (after,))
     return params
 
 
-def apply_head(params: Params, x: Tensor, keep: Tensor | None) -> Tensor:
-    """Class scores [G, B, K] of inputs x [G, B, D]; ``keep`` [G, B, hidden] are the dropout factors of this step.
-
-    Linear(D, hidden) → Dropout → Linear(hidden, K), or one Linear(D, K), as in the published study.
-    """
-    x = _linear(params, 1, x)
-    if "head.2.weight" in params:
-        x = _linear(params, 2, x if keep is None else x * keep)
-    return x
-
-
-def _linear(params: Params, number: int, x: Tensor) -> Tensor:
-    weight, bias = params[f"head.{number}.weight"], params[f"head.{number}.bias"]
+def layer(params: Params, number: int, x: Tensor) -> Tensor:
+    """Apply each client's own layer of that number to x [G, B, in]."""
+    weight, bias = params[f"{HEAD}{number}.weight"], params[f"{HEAD}{number}.bias"]
     return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
 
 

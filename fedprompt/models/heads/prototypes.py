@@ -12,9 +12,29 @@ from torch import Tensor
 
 from fedprompt.errors import InputError
 from fedprompt.files import open_regular
+from fedprompt.models.batch import Batch
+from fedprompt.models.heads.classifier import Head
+from fedprompt.models.heads.registry import head
+from fedprompt.models.params import Params
 
 SUFFIXES = (".npy", ".safetensors")
 _SHORTEST = 1e-12  # rows below this length are not brought to length 1 (torch's normalize)
+
+
+@head(
+    "prototypes",
+    "nothing to train: head.scale times cosines with a prototype per class, from head.embeddings or public images",
+    source="Snell et al., NeurIPS 2017",
+)
+class Prototypes(Head):
+    """Scores by the cosine with each class's prototype."""
+
+    is_trained = False
+    wants_prototypes = True
+
+    def scores(self, params: Params, features: Tensor, batch: Batch) -> Tensor:
+        assert self.prototypes is not None
+        return prototype_scores(features, self.prototypes, self.options.scale)
 
 
 def prototype_scores(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:

@@ -1,13 +1,14 @@
 """Trainable kinds: what is trained beside the head, and how it enters the frozen backbone.
 
-``base.py`` says what a kind is and keeps the registry; importing this package registers all that are here.
+``base.py`` says what a kind is, ``registry.py`` keeps their names.
 """
 
-from fedprompt.models.kinds.base import Features, Kind, PromptOptions, kind, make_kind
+from fedprompt.models.kinds.base import Features, Kind, PromptOptions
 from fedprompt.models.kinds.blocks import Adapter, LoRA
 from fedprompt.models.kinds.full import FullFineTuning
 from fedprompt.models.kinds.pool import PromptPool
 from fedprompt.models.kinds.prompts import DeepPrompt, NoPrompts, ShallowPrompt
+from fedprompt.models.kinds.registry import kind, make_kind
 from fedprompt.models.kinds.visual import VisualPrompt
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What a trainable kind is, the registry of kinds, and what several kinds share.
+"""What a trainable kind is, and what several kinds share.
 
 A kind says which params it starts with, which block is the lowest that it touches, whether it needs the query feature
 of the backbone without prompts, and how stacked params [G, ...] and a batch become features [M, D]. Kinds gather
@@ -7,7 +7,6 @@ rows by index_select: its gradient adds up in a fixed order, unlike that of plai
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,27 +56,6 @@ class Kind(Protocol):
 
     def features(self, params: Params, batch: Batch) -> Features:
         """Turn stacked params [G, ...] and a batch into features."""
-
-
-_KINDS: dict[str, Callable[[Backbone, PromptOptions], Kind]] = {}
-
-
-def kind(name: str) -> Callable[[type], type]:
-    """Register a trainable kind under the name that ``prompt.kind`` gives."""
-
-    def register(cls: type) -> type:
-        _KINDS[name] = cls
-        return cls
-
-    return register
-
-
-def make_kind(backbone: Backbone, options: PromptOptions) -> Kind:
-    """Return the kind that ``options.kind`` names, for this backbone.
-
-    Raises InputError naming ``prompt.layer`` or ``prompt.kind`` where this backbone cannot do what is asked.
-    """
-    return _KINDS[options.kind](backbone, options)
 
 
 def layer_within(backbone: Backbone, options: PromptOptions) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor
 from fedprompt.errors import InputError
 from fedprompt.models.backbones.base import Backbone, Change, Hook
 from fedprompt.models.batch import Batch
-from fedprompt.models.kinds.base import Features, PromptOptions, kind, layer_within, no_penalty, tokens_before
+from fedprompt.models.kinds.base import Features, PromptOptions, layer_within, no_penalty, tokens_before
+from fedprompt.models.kinds.registry import kind
 from fedprompt.models.params import Params
 
 
@@ -58,7 +59,12 @@ class _ChangedBlocks:
         return torch.from_numpy(rng.uniform(-bound, bound, (self.rank, self.backbone.width)).astype(np.float32))
 
 
-@kind("adapter")
+@kind(
+    "adapter",
+    "a bottleneck of prompt.rank units behind the MLP of each block from prompt.layer on",
+    rates={"adam": (1e-3, 3e-3)},
+    source="Houlsby et al., ICML 2019; Pfeiffer et al., EACL 2021",
+)
 class Adapter(_ChangedBlocks):
     """A bottleneck behind the MLP of each block (Houlsby et al. 2019, placed as by Pfeiffer et al. 2021).
 
@@ -85,7 +91,12 @@ class Adapter(_ChangedBlocks):
         return Change(mlp=_by_group(bottleneck, batch))
 
 
-@kind("lora")
+@kind(
+    "lora",
+    "a change of rank prompt.rank to queries and values of each block from prompt.layer on",
+    rates={"adam": (1e-3, 3e-4)},
+    source="Hu et al., ICLR 2022",
+)
 class LoRA(_ChangedBlocks):
     """A change of low rank to the query and value projections of each block (Hu et al. 2022, α = r).
 

@@ -10,11 +10,12 @@ from torch.func import functional_call
 
 from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.batch import Batch
-from fedprompt.models.kinds.base import Features, PromptOptions, kind, no_penalty
+from fedprompt.models.kinds.base import Features, PromptOptions, no_penalty
+from fedprompt.models.kinds.registry import kind
 from fedprompt.models.params import Params
 
 
-@kind("full")
+@kind("full", "every weight of the backbone", rates={"adam": (5e-4, 3e-5), "sgd": (0.01, 1e-3)})
 class FullFineTuning:
     """``backbone.{name}``: all weights of the backbone but its own head, starting at the pretrained values.
 

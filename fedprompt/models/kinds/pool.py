@@ -12,16 +12,21 @@ from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,
     PromptOptions,
-    kind,
     layer_within,
     query_of,
     tokens_before,
 )
+from fedprompt.models.kinds.registry import kind
 from fedprompt.models.kinds.start import check_start, draw_prompts
 from fedprompt.models.params import Params
 
 
-@kind("pool")
+@kind(
+    "pool",
+    "prompt.pool_size tokens of which every batch takes its prompt.top_k best",
+    holds_tokens=True,
+    source="Wang et al., CVPR 2022; Weng et al., 2024",
+)
 class PromptPool:
     """``pool`` [P, D] of which every batch (or instance) takes its ``top_k`` best, found with ``query_proj`` [D, D].
 

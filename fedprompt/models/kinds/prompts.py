@@ -10,17 +10,17 @@ from fedprompt.models.batch import Batch
 from fedprompt.models.kinds.base import (
     Features,
     PromptOptions,
-    kind,
     layer_within,
     no_penalty,
     query_of,
     tokens_before,
 )
+from fedprompt.models.kinds.registry import kind
 from fedprompt.models.kinds.start import check_start, draw_prompts
 from fedprompt.models.params import Params
 
 
-@kind("none")
+@kind("none", "nothing: the head sees the frozen backbone's features", rates={"adam": (1e-3, 3e-3)})
 class NoPrompts:
     """No prompts: the head sees the frozen backbone's feature, so no block runs during training."""
 
@@ -38,7 +38,13 @@ class NoPrompts:
         return query, no_penalty(batch, query), None
 
 
-@kind("prompt")
+@kind(
+    "prompt",
+    "prompt.length tokens that enter before block prompt.layer",
+    holds_tokens=True,
+    rates={"adam": (1e-3, 3e-3)},  # where validation preferred others than a pool's (docs/comparison.md)
+    source="Jia et al., ECCV 2022 (VPT-shallow)",
+)
 class ShallowPrompt:
     """``prompt`` [L, D] enters once, before block ``layer``, and runs along to the end (VPT-shallow at layer 0)."""
 
@@ -60,7 +66,12 @@ class ShallowPrompt:
         return features, no_penalty(batch, features), None
 
 
-@kind("deep")
+@kind(
+    "deep",
+    "prompt.length new tokens before every block from prompt.layer on",
+    holds_tokens=True,
+    source="Jia et al., ECCV 2022 (VPT-deep)",
+)
 class DeepPrompt:
     """``deep`` [blocks, L, D]: new prompts take the old ones' place before every block from ``layer`` on (VPT-deep)."""
 

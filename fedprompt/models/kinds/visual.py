@@ -9,11 +9,12 @@ from fedprompt.models.backbones.base import Backbone, ImageBackbone
 from fedprompt.models.backbones.vit import to_pixels
 from fedprompt.models.batch import Batch
 from fedprompt.models.generator import init_generator, prompted
-from fedprompt.models.kinds.base import Features, PromptOptions, kind, no_penalty
+from fedprompt.models.kinds.base import Features, PromptOptions, no_penalty
+from fedprompt.models.kinds.registry import kind
 from fedprompt.models.params import Params
 
 
-@kind("visual")
+@kind("visual", "a picture that a small network adds to each image", head="prototypes", source="Oh et al., CVPR 2023")
 class VisualPrompt:
     """``visual.*``: the generator of a prompt in the image (``models/generator.py``), trained through the backbone.
 

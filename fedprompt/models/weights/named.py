@@ -13,7 +13,7 @@ from torch import Tensor
 from fedprompt.errors import InputError, did_you_mean
 from fedprompt.models.backbones.base import Backbone
 from fedprompt.models.backbones.families import Timm, refusal
-from fedprompt.models.backbones.registry import registered
+from fedprompt.models.backbones.registry import BACKBONES
 from fedprompt.models.backbones.vit import CLASSIFIERS, ViT
 from fedprompt.models.weights import dinov2_onnx
 from fedprompt.models.weights.files import SOURCES, SUFFIXES, read_weights
@@ -41,8 +41,8 @@ def load_backbone(
     call, and leaves the global generators as they were. It raises InputError naming the key (backbone.name,
     backbone.weights, backbone.image_size) where it cannot be had.
     """
-    if (own := registered().get(name)) is not None:
-        return own.make(weights, image_size, crop=crop, device=device, autocast=autocast)
+    if (own := BACKBONES.find(name)) is not None:
+        return own.thing(weights, image_size, crop=crop, device=device, autocast=autocast)
     is_outline = device.type == "meta"
     vit = blueprint(name, image_size) if is_outline else create_backbone(name, weights, image_size)
     return ViT(vit, image_size, crop=crop, device=device, autocast=autocast)
@@ -91,7 +91,7 @@ def _check_name(name: str) -> None:
     timm = import_timm()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        hint = did_you_mean(architecture, [*registered(), *timm.list_models(NAMES)])
+        hint = did_you_mean(architecture, [*(one.name for one in BACKBONES.available()), *timm.list_models(NAMES)])
         raise InputError(
             f"backbone.name: '{name}' is no timm model{hint}; allowed: timm's Vision Transformers, "
             f"timm.list_models({NAMES})"

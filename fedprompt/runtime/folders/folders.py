@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fedprompt.config.schema import Config
 from fedprompt.errors import InputError
 from fedprompt.tracking.files import write_atomic
-from fedprompt.tracking.tracker import OWN_FILES
+from fedprompt.tracking.run_files import OWN_FILES
 
 Kind = Literal["run", "report", "partition", "export"]
 CHECKPOINT = "round_" + "[0-9]" * 6 + "*.pt"
