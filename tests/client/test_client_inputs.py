@@ -16,7 +16,7 @@ from fedprompt.client.batches import Arrays
 from fedprompt.client.evaluate import predict
 from fedprompt.client.examples import Examples, prepare, token_bytes
 from fedprompt.client.rules.base import LocalOptions
-from fedprompt.client.rules.optimizers import make_rule
+from fedprompt.client.rules.registry import make_rule
 from fedprompt.client.tasks import Task, Training
 from fedprompt.client.train import train_group
 from fedprompt.errors import InputError
