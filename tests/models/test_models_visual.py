@@ -43,7 +43,7 @@ def test_at_its_start_the_prompt_changes_nothing(model, backbone, make_batch):
         f"visual.{n}" for n in ("trigger", "1.weight", "1.bias", "2.weight", "2.bias", "3.weight", "3.bias")
     }
     features = backbone.features_from(backbone.embed(batch.given), 0)
-    expected = prototype_scores(features, model._prototypes, HEAD.scale)
+    expected = prototype_scores(features, model.prototypes, HEAD.scale)
     torch.testing.assert_close(model.forward(params, batch).logits, expected)
 
 
