@@ -1,7 +1,7 @@
 """Load what `fedprompt export RUN_DIR --output DIR` wrote, in plain torch and timm: python load_export.py DIR FILE ...
 
-It covers the kinds of prompts `prompt`, `deep`, `pool` and `none`, with the heads `mlp` and `linear` on features of a
-Vision Transformer with a class token, of the class VisionTransformer of timm. It needs torch, timm,
+It covers the kinds of prompts `prompt`, `deep`, `pool` and `none`, with the heads `mlp` and `linear`, on timm's class
+VisionTransformer (not Eva and Beit, whose blocks must be told which tokens are prompts). It needs torch, timm,
 safetensors, numpy and Pillow, and nothing of fedprompt.
 """
 
