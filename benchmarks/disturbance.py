@@ -49,7 +49,7 @@ class Run:
     def begin(self, *arguments: str) -> None:
         """Start the command: a new run, or with ``--resume`` the rest of it."""
         self._before = self.round()
-        command = [sys.executable, "-m", "fedprompt.cli", "run", "--output", str(self.output), *arguments]
+        command = [sys.executable, "-m", "fedprompt", "run", "--output", str(self.output), *arguments]
         self.job = Job(command, self._environment, self._log)
 
     def round(self) -> int:

@@ -100,7 +100,7 @@ def _peak(folder: Path, overrides: tuple[str, ...]) -> dict[str, int]:
     """Run in processes of its own; bytes by part of the run when they were most in all."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         log, output = Path(place) / "log.txt", Path(place) / "run"
-        command = [sys.executable, "-m", "fedprompt.cli", "run", "--output", str(output), *COMMON, *overrides]
+        command = [sys.executable, "-m", "fedprompt", "run", "--output", str(output), *COMMON, *overrides]
         environment = {**os.environ, "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
         job, most, until = Job(command, environment, log), {}, time.monotonic() + PATIENCE
         try:

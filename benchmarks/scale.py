@@ -83,7 +83,7 @@ def _run(clients: int, cohort: int, data: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="scale-", dir="/tmp") as folder:  # short: Ray makes sockets below
         output, log = Path(folder) / "run", Path(folder) / "log.txt"
         sizes = (f"federation.clients={clients}", f"federation.cohort={cohort}", f"data.limit={_images(clients)}")
-        command = [sys.executable, "-m", "fedprompt.cli", "run", "--output", str(output), f"data.name={data}"]
+        command = [sys.executable, "-m", "fedprompt", "run", "--output", str(output), f"data.name={data}"]
         environment = {**os.environ, "RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"}
         job, peak, until = Job([*command, *RUN, *sizes], environment, log), 0, time.monotonic() + PATIENCE
         try:

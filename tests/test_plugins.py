@@ -97,7 +97,7 @@ def command(place, installed, *arguments):
     """Call the command line in a process of its own."""
     more = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(more)}
-    line = [sys.executable, "-m", "fedprompt.cli", *arguments]
+    line = [sys.executable, "-m", "fedprompt", *arguments]
     return subprocess.run(line, capture_output=True, text=True, cwd=place, env=environment, check=False)
 
 

@@ -187,7 +187,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(small_cluster, tmp_path):
     space = {"seed": {"grid": [0, 1]}}
     path, output = sweep_file(tmp_path, space=space, max_concurrent=1), tmp_path / "out"
     overrides = [*TINY, "algorithm.name=fedavg", "federation.rounds=15", HALF]
-    command = [sys.executable, "-m", "fedprompt.cli", "sweep", str(path), *overrides, "--output", str(output)]
+    command = [sys.executable, "-m", "fedprompt", "sweep", str(path), *overrides, "--output", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     first = output / "000-seed0"

@@ -29,6 +29,7 @@ from fedprompt.data import FederatedData, View
 from fedprompt.data.images import NotHere
 from fedprompt.data.inputs import Shared
 from fedprompt.models.params import Params
+from fedprompt.runtime import worker
 from fedprompt.runtime.build import build_remote, worker_parts
 from fedprompt.runtime.memory import check_memory
 from fedprompt.runtime.pool import (
@@ -45,21 +46,20 @@ from fedprompt.runtime.pool import (
 )
 from fedprompt.runtime.ray.places import shares
 from fedprompt.runtime.ray.service import RayService, start_service
-from fedprompt.runtime.worker import Worker
 
 RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before the run fails
 UNREACHABLE = 60  # seconds that a worker may be out of reach, until its host is known to be dead or is back
 
 
-class _Process(Worker):
-    """A worker in a process of its own."""
+class Worker(worker.Worker):
+    """A worker in a process of its own, which Ray calls by the name of this class."""
 
     def __init__(self, *arguments: Any) -> None:
         allocation.prepare()
         super().__init__(*arguments)
 
 
-ClientWorker = ray.remote(_Process)
+ClientWorker = ray.remote(Worker)
 # Makes one call on the worker that it is given: the result, and what Ray needs to repeat the call
 Call = Callable[[Any], tuple[ray.ObjectRef, Sequence[Any]]]
 
