@@ -29,7 +29,7 @@ from fedprompt.data import FederatedData, View
 from fedprompt.data.images import NotHere
 from fedprompt.data.inputs import Shared
 from fedprompt.models.params import Params
-from fedprompt.runtime import worker
+from fedprompt.runtime import worker as processes
 from fedprompt.runtime.build import build_remote, worker_parts
 from fedprompt.runtime.memory import check_memory
 from fedprompt.runtime.pool import (
@@ -51,7 +51,7 @@ RESTARTS = 3  # times that Ray restarts a worker, and repeats one call, before t
 UNREACHABLE = 60  # seconds that a worker may be out of reach, until its host is known to be dead or is back
 
 
-class Worker(worker.Worker):
+class Worker(processes.Worker):
     """A worker in a process of its own, which Ray calls by the name of this class."""
 
     def __init__(self, *arguments: Any) -> None:
