@@ -21,10 +21,10 @@ def test_its_images_are_a_data_set_of_that_size(tmp_path):
     size = Size(train=20, test=10, side=40)
     write_images(tmp_path, size)
     found = load("cinic10", str(tmp_path))
-    assert found.train.images.nbytes + found.test.images.nbytes == size.bytes
-    assert found.train.images.shape == (20, 40, 40, 3)
+    assert found.train.inputs.array.nbytes + found.test.inputs.array.nbytes == size.bytes
+    assert found.train.inputs.array.shape == (20, 40, 40, 3)
     assert np.bincount(found.train.labels).tolist() == [2] * 10
-    assert len(np.unique(found.train.images, axis=0)) == 20
+    assert len(np.unique(found.train.inputs.array, axis=0)) == 20
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")

@@ -3,7 +3,7 @@
 A cohort is a small and skewed sample of the clients, and what it agrees on swings with who is in it. Of all that is
 trained the head swings most, as it leans to the classes of the cohort. So the server remembers every client's newest
 head and averages these (``memory.py``), while the pool is that of ``pfpt_map.py``, fitted to the cohort's prompts: they
-follow the data of all classes alike, and remembering them only slows them down (docs/mechanism.md has the numbers).
+follow the data of all classes alike, and remembering them only slows them down (studies/ablations has the numbers).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class NoPrompts:
     "prompt",
     "prompt.length tokens that enter before block prompt.layer",
     holds_tokens=True,
-    rates={"adam": (1e-3, 3e-3)},  # where validation preferred others than a pool's (docs/comparison.md)
+    rates={"adam": (1e-3, 3e-3)},  # where validation preferred others than a pool's (studies/comparison)
     source="Jia et al., ECCV 2022 (VPT-shallow)",
 )
 class ShallowPrompt:
