@@ -18,7 +18,7 @@ from fedprompt.config.parsing import load
 from fedprompt.config.schema import Config, TrackingSection
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.runtime.run import run_in_process
-from fedprompt.tracking import Progress, Tracker, files, metrics, progress, tracker
+from fedprompt.tracking import Progress, Tracker, files, metrics, plots, progress, tracker
 from fedprompt.tracking.plots import accuracy_figure, partition_figure, pixels, save, trajectory_figure
 from fedprompt.tracking.pools import SNAPSHOTS, PoolSnapshots, load_pools
 from fedprompt.tracking.tensorboard import scalar_tags
@@ -594,3 +594,22 @@ def test_the_key_of_tensorboard_adds_and_takes_away_that_tracker():
         load(None, ["tracking.trackers=[tensorbord]"])
     with pytest.raises(InputError, match="'figures' is there twice"):
         load(None, ["tracking.trackers=[figures,figures]"])
+
+
+def test_the_figures_of_a_run_are_drawn_once_for_all_trackers(tmp_path, monkeypatch):
+    drawn_figures = []
+
+    def counted(name):
+        draw = getattr(plots, name)
+        monkeypatch.setattr(plots, name, lambda *given: drawn_figures.append(name) or draw(*given))
+
+    names = ("partition_figure", "accuracy_figure", "trajectory_figure")
+    for name in names:
+        counted(name)
+    tracking = Tracking(tmp_path, load(None, []))
+    tracking.start(np.eye(3, dtype=int), list("abc"), "seed: 0")
+    tracking.round(record(1), {"pool": torch.eye(4)})
+    tracking.finish({})
+    assert {"figures", "tensorboard"} <= set(load(None, []).tracking.trackers)
+    assert sorted(drawn_figures) == sorted(names)
+    assert {f"{name.removesuffix('_figure')}.png" for name in names} <= {path.name for path in tmp_path.iterdir()}

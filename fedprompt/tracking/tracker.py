@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fedprompt.config.schema import Config
+from fedprompt.tracking.drawn import Drawings
 from fedprompt.tracking.metrics import Record
 
 
@@ -27,6 +28,7 @@ class Tracker:
 
     def __init__(self, output: Path, config: Config, resume_round: int | None) -> None:
         self.output, self.config, self.resume_round = output, config, resume_round
+        self.drawings = Drawings(output)  # the run's figures; trackers of one run share them
 
     def start(self, class_counts: np.ndarray, class_names: Sequence[str], config_text: str) -> None:
         """Be told of the partition, training samples per client and class [N, K], and the configuration as YAML."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedprompt.config.schema import Config
 from fedprompt.errors import InputError, RunFailed
 from fedprompt.registry import Registered
+from fedprompt.tracking.drawn import Drawings
 from fedprompt.tracking.files import plain
 from fedprompt.tracking.metrics import Record
 from fedprompt.tracking.registry import TRACKERS
@@ -40,12 +41,15 @@ class Tracking:
         self.output = Path(output)
         self.output.mkdir(parents=True, exist_ok=True)
         files: Registered[type[Tracker]] = Registered("files", "", "", RunFiles)
+        drawings = Drawings(self.output)
         self._open: list[tuple[Registered[type[Tracker]], Tracker]] = []
         with ExitStack() as stack:
             stack.callback(self.close)
             for entry in [files, *(TRACKERS.get(name) for name in config.tracking.trackers)]:
                 with self._calling(entry, "__init__"):
-                    self._open.append((entry, entry.thing(self.output, config, resume_round)))
+                    tracker = entry.thing(self.output, config, resume_round)
+                    tracker.drawings = drawings
+                    self._open.append((entry, tracker))
             stack.pop_all()
 
     def start(self, class_counts: np.ndarray, class_names: Sequence[str], config_text: str) -> None:

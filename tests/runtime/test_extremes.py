@@ -54,7 +54,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(InProcessPool, "predict_clients", predict_clients)
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     monkeypatch.setattr(plots, "partition_figure", lambda *given: None)
-    monkeypatch.setattr(drawn, "final_figures", lambda output: {})
+    monkeypatch.setattr(drawn, "final_figures", lambda *given: {})
 
 
 @pytest.fixture

@@ -13,18 +13,17 @@ from fedprompt.tracking.tracker import Tracker
 
 @tracker("figures", "partition.png, accuracy.png and trajectory.png in the run's folder")
 class Figures(Tracker):
-    """Draws what the files of the run hold. Plots are imported when they are drawn: that takes a second."""
+    """Saves the run's figures."""
 
     def start(self, class_counts: np.ndarray, class_names: Sequence[str], config_text: str) -> None:
         """Draw the partition."""
-        from fedprompt.tracking.plots import partition_figure, save
+        from fedprompt.tracking.plots import save
 
-        save(partition_figure(np.asarray(class_counts), class_names), self.output / "partition.png")
+        save(self.drawings.partition(class_counts, class_names), self.output / "partition.png")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Draw accuracy and trajectory."""
-        from fedprompt.tracking.drawn import final_figures
         from fedprompt.tracking.plots import save
 
-        for name, figure in final_figures(self.output).items():
+        for name, figure in self.drawings.final.items():
             save(figure, self.output / f"{name}.png")

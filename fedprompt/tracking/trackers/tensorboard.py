@@ -29,11 +29,9 @@ class TensorBoardTracker(Tracker):
 
     def start(self, class_counts: np.ndarray, class_names: Sequence[str], config_text: str) -> None:
         """Write the partition's figure and the configuration; on a resume the earlier event file has both."""
-        from fedprompt.tracking.plots import partition_figure
-
         if self.resume_round is None:
             with named(self._folder):
-                self._board.figure("figures/partition", partition_figure(np.asarray(class_counts), class_names), 0)
+                self._board.figure("figures/partition", self.drawings.partition(class_counts, class_names), 0)
                 self._board.text("config", f"```yaml\n{config_text}\n```", 0)
                 self._board.flush()
 
@@ -46,12 +44,10 @@ class TensorBoardTracker(Tracker):
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write figures and the projector."""
-        from fedprompt.tracking.drawn import final_figures, pools_of, records_of
-
-        last_round = max((record["round"] for record in records_of(self.output)), default=0)
-        if pools := pools_of(self.output):
-            self._board.projector(pools)
-        for name, figure in final_figures(self.output).items():
+        last_round = max((record["round"] for record in self.drawings.records), default=0)
+        if self.drawings.pools:
+            self._board.projector(self.drawings.pools)
+        for name, figure in self.drawings.final.items():
             with named(self._folder):
                 self._board.figure(f"figures/{name}", figure, last_round)
 
