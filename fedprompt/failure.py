@@ -58,6 +58,13 @@ def told_in_one_line(folder: Path | None, configuration: str = "") -> Iterator[N
         raise (InputError if line["code"] == 2 else RunFailed)(line["error"]) from error
 
 
+def raised(error: BaseException) -> str:
+    """What was raised, and where, as the middle of a line about another package's code."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{what} ({Path(place.filename).name}, line {place.lineno})"
+
+
 def _cause(error: BaseException) -> BaseException:
     """What a worker raised, which comes as one RayTaskError around it, or several."""
     while _is_rays(error) and isinstance(inner := getattr(error, "cause", None), BaseException):

@@ -18,6 +18,7 @@ from fedprompt.algorithms.base import Algorithm, Metrics, State
 from fedprompt.client.tasks import Task, Update
 from fedprompt.config.schema import Config
 from fedprompt.errors import InputError, RunFailed
+from fedprompt.failure import DETAILS, raised
 from fedprompt.models.params import Params
 from fedprompt.runtime import answers
 
@@ -40,10 +41,7 @@ def calling(algorithm: Algorithm, function: str) -> Iterator[None]:
     except (InputError, RunFailed):
         raise
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        line = f"{_who(algorithm)}: {function} raised {what} ({Path(place.filename).name}, line {place.lineno})"
-        raise MethodFailed(line, traceback.format_exc()) from error
+        raise MethodFailed(f"{_who(algorithm)}: {function} raised {raised(error)}", traceback.format_exc()) from error
 
 
 @contextmanager
@@ -56,8 +54,8 @@ def in_round(round: int, folder: Path) -> Iterator[None]:
         line = f"round {round}: {failed}"
         if failed.details:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(failed.details, encoding="utf-8")
-            line += f"; all of it in {folder / 'error.txt'}"
+            (folder / DETAILS).write_text(failed.details, encoding="utf-8")
+            line += f"; all of it in {folder / DETAILS}"
         raise RunFailed(line) from error
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedprompt.config.schema import Config
 from fedprompt.errors import InputError, RunFailed
+from fedprompt.failure import DETAILS, raised
 from fedprompt.registry import Registered
 from fedprompt.tracking.drawn import Drawings
 from fedprompt.tracking.files import plain
@@ -20,8 +21,6 @@ from fedprompt.tracking.metrics import Record
 from fedprompt.tracking.registry import TRACKERS
 from fedprompt.tracking.run_files import RunFiles
 from fedprompt.tracking.tracker import Tracker
-
-DETAILS = "error.txt"
 
 
 class Tracking:
@@ -93,10 +92,8 @@ class Tracking:
         except Exception as error:
             if entry.is_ours:
                 raise
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            what = " ".join(f"{type(error).__name__}: {error}".split())
             (self.output / DETAILS).write_text(traceback.format_exc(), encoding="utf-8")
             raise RunFailed(
-                f"tracker '{entry.name}' ({entry.place}): {function} raised {what} ({Path(place.filename).name}, line "
-                f"{place.lineno}); all of it in {self.output / DETAILS}"
+                f"tracker '{entry.name}' ({entry.place}): {function} raised {raised(error)}; "
+                f"all of it in {self.output / DETAILS}"
             ) from error
