@@ -101,14 +101,14 @@ class Run:
         return model
 
     def _checkpoint(self, round: int | str) -> Any:
-        best = self._store.best()
-        if round == "best" or (best is not None and best.round == round):
-            if best is None:
-                raise InputError(f"round: {self.folder} holds no best model yet; allowed: a run that has been scored")
-            return best
         kept = self._store.rounds()
         wanted = max(kept, default=None) if round == "last" else round
-        if wanted not in kept:
-            known = ", ".join(map(str, self.rounds))
-            raise InputError(f"round: found {shown(round)}; allowed: best, last{known and f', {known}'}")
-        return self._store.of(wanted)
+        if wanted in kept and type(wanted) is int:
+            return self._store.of(wanted)
+        best = self._store.best()
+        if best is not None and (round == "best" or best.round == wanted):
+            return best
+        if round == "best":
+            raise InputError(f"round: {self.folder} holds no best model yet; allowed: a run that has been scored")
+        known = ", ".join(map(str, self.rounds))
+        raise InputError(f"round: found {shown(round)}; allowed: best, last{known and f', {known}'}")

@@ -19,6 +19,7 @@ from fedprompt.algorithms import registry
 from fedprompt.config.schema import Config
 from fedprompt.data import FederatedData
 from fedprompt.errors import InputError
+from fedprompt.models.backbones.base import AT_ONCE as CHUNK
 from fedprompt.models.kinds.registry import KINDS
 from fedprompt.runtime.build import outline_backbone
 
@@ -29,7 +30,6 @@ USED = 8  # the same where no gradients are needed, in one block at a time
 AT_ONCE = ("runtime.group_size", "federation.cohort")
 BATCH = ("local.batch_size", *AT_ONCE)
 DEFAULTS = Config()
-CHUNK = 64  # images that become pixels and tokens together
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

@@ -56,7 +56,7 @@ def read_picture(path: Path, square: bool) -> Picture:
                 if image.width * image.height > MOST_PIXELS:
                     raise InputError(f"{path}: has {image.width:,} x {image.height:,} pixels; allowed: images of at"
                                      f" most {MOST_PIXELS:,}")  # fmt: skip
-                upright = _rgb(ImageOps.exif_transpose(image) if square else image, image, path)
+                upright = _upright(image, square, path)
                 pixels = np.asarray(_centre_square(upright) if square else upright)
                 more = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a photo and its preview
                 return Picture(pixels, upright.size, more)
@@ -75,8 +75,13 @@ def read_picture(path: Path, square: bool) -> Picture:
 
 def rgb(image: Image.Image, square: bool = False) -> np.ndarray:
     """Return an opened image as uint8 [H, W, 3], as ``read_image`` does with a file; InputError as there."""
-    upright = _rgb(ImageOps.exif_transpose(image) if square else image, image, Path("image"))
+    upright = _upright(image, square, Path("image"))
     return np.asarray(_centre_square(upright) if square else upright)
+
+
+def _upright(image: Image.Image, square: bool, path: Path) -> Image.Image:
+    """The image in mode RGB, with ``square`` turned as it says."""
+    return _rgb(ImageOps.exif_transpose(image) if square else image, image, path)
 
 
 def read_pictures(paths: Sequence[Path], square: bool = False) -> tuple[np.ndarray, list[Picture]]:

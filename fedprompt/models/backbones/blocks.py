@@ -12,6 +12,7 @@ from fedprompt.models.linear import frozen_linear
 from fedprompt.models.weights.timm_import import import_timm
 
 UNCHANGED = Change()
+_SAME = nn.Identity()  # in the place of a norm that a block does not have
 
 
 def is_plain(block: Timm) -> bool:
@@ -65,7 +66,7 @@ def _attention(attention: Timm, asking: Tensor, normed: Tensor, change: Change, 
         v = v + change.value(normed)
     width = q.shape[-1] // attention.num_heads
     q, k, v = (x.unflatten(-1, (-1, width)).transpose(1, 2) for x in (q, k, v))
-    q_norm, k_norm = (getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm"))
+    q_norm, k_norm = (getattr(attention, name, _SAME) for name in ("q_norm", "k_norm"))
     q, k, bias = q_norm(q), k_norm(k), None
     if position is not None:
         q, k = (position.rotated(attention, x).type_as(v) for x in (q, k))
@@ -73,7 +74,7 @@ def _attention(attention: Timm, asking: Tensor, normed: Tensor, change: Change, 
     if k.shape[1] < q.shape[1]:  # several heads of queries share one of keys and values
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=attention.scale).transpose(1, 2).flatten(2)
-    x = getattr(attention, "norm", nn.Identity())(x)
+    x = getattr(attention, "norm", _SAME)(x)
     if (gate := getattr(attention, "gate", None)) is not None:
         x = x * gate(asking).sigmoid()
     taken: Tensor = attention.proj(x)
