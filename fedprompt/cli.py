@@ -5,34 +5,24 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fedprompt import __version__
+from fedprompt.commands import OneLine, guarded
 from fedprompt.config.parsing import load
-from fedprompt.errors import InputError, RunFailed, did_you_mean
+from fedprompt.errors import InputError, did_you_mean
 from fedprompt.failure import told_in_one_line
 from fedprompt.interrupts import terminated_as_interrupt, undisturbed
 from fedprompt.programs import BENCHMARKS, PROGRAMS, STUDIES
 from fedprompt.registry import TYPES
-from fedprompt.terminal import INTERRUPTED, fail, follow, stoppable
+from fedprompt.terminal import follow, stoppable
 from fedprompt.wording import counted
 
 
-class _Commands(click.Group):
-    """Click's own usage errors in the one-line form of all others."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        kwargs["standalone_mode"] = False
-        try:
-            return super().main(*args, **kwargs)
-        except click.ClickException as error:
-            fail(f"fedprompt: {error.format_message()}", 2)
-        except click.Abort:
-            fail(INTERRUPTED, 1)
+class _Commands(OneLine, click.Group):
+    """The group of all commands."""
 
 
 @click.group(cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,19 +38,8 @@ def main(context: click.Context) -> None:
 
 
 def _command(function: Callable[..., None], name: str | None = None) -> Callable[..., None]:
-    """Turn what can go wrong into one line on standard error and the exit code that belongs to it."""
-
-    @wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            with told_in_one_line(None, shlex.join(sys.argv)):
-                function(*args, **kwargs)
-        except (InputError, RunFailed) as error:
-            fail(f"fedprompt: {error}", 2 if isinstance(error, InputError) else 1)
-        except KeyboardInterrupt:
-            fail(INTERRUPTED, 1)
-
-    return main.command(name)(guarded)
+    """Make a command of a function."""
+    return main.command(name)(guarded(function))
 
 
 def _named(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -97,7 +76,6 @@ _CONFIG = click.argument("config", nargs=-1, metavar="[CONFIG.yaml] [key=value .
 def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: bool, local: bool) -> None:
     """Run one experiment: without arguments PFPT on the embedded data and the pretrained backbone."""
     from fedprompt.runtime import run as running
-    from fedprompt.runtime.folders.holders import InUse
 
     path, overrides = _split(config)
     if resume and output is None:
@@ -116,14 +94,10 @@ def run(config: tuple[str, ...], output: Path | None, resume: bool, overwrite: b
         with stoppable(again, output / "config.yaml"), undisturbed(folder) as (config, held):
             follow(config, output, local, held)
 
-    while output is None:
-        free = running.default_output(settings)
-        try:
-            return go(free)
-        except InUse as refused:  # another run of this second was quicker to take that name
-            if refused.place != str(free):
-                raise
-    go(output)
+    if output is not None:
+        go(output)
+    elif settings is not None:
+        running.in_free_folder(settings, go)
 
 
 @_command

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,33 +43,24 @@ def program(main: Callable[..., None]) -> None:
     """
     import click
 
-    from fedprompt.errors import RunFailed
-    from fedprompt.failure import told_in_one_line
+    from fedprompt.commands import OneLine, guarded
     from fedprompt.interrupts import terminated_as_interrupt
 
     allocation.prepare()
 
-    @click.command(help=main.__doc__)
+    class Program(OneLine, click.Command):
+        """A command of its own."""
+
+    @click.command(cls=Program, help=main.__doc__)
     @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the numbers here, too.")
     @click.option("--quick", is_flag=True, help="A smaller version that shows that it works.")
+    @guarded
     def command(json_path: Path | None, quick: bool) -> None:
         check_json(json_path)
-        with terminated_as_interrupt(), told_in_one_line(None, shlex.join(sys.argv)):
+        with terminated_as_interrupt():
             main(json_path, quick=quick)
 
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        raise SystemExit(_told(error.format_message(), 2)) from None
-    except (InputError, RunFailed) as error:
-        raise SystemExit(_told(str(error), 2 if isinstance(error, InputError) else 1)) from None
-    except (KeyboardInterrupt, click.Abort):
-        raise SystemExit(_told("interrupted", 1)) from None
-
-
-def _told(line: str, code: int) -> int:
-    print(f"fedprompt: {line}", file=sys.stderr)
-    return code
+    command.main()
 
 
 def check_json(path: Path | None) -> None:

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedprompt import interrupts, outlets
+from fedprompt.commands import INTERRUPTED, fail
 from fedprompt.config.schema import Config
 from fedprompt.failure import told_in_one_line
 from fedprompt.wording import counted
 
 if TYPE_CHECKING:
     from fedprompt.runtime.folders.locks import Held
-
-INTERRUPTED = "fedprompt: interrupted"
-
-
-def fail(line: str, code: int) -> NoReturn:
-    """End the process with one line on standard error."""
-    click.echo(line, err=True)
-    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 LEVELS: tuple[tuple[str, ...], ...] = (
     (
         "allocation",
+        "commands",
         "errors",
         "failure",
         "files",

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from fedprompt.config.settings import put
 from fedprompt.errors import InputError, RunFailed, shown
 from fedprompt.failure import told_in_one_line
 from fedprompt.runtime.folders.locks import Held
-from fedprompt.runtime.run import new_run, new_run_anywhere, resumed_run, run_in_process
+from fedprompt.runtime.run import in_free_folder, new_run, resumed_run, run_in_process
 
 Record = dict[str, Any]
 Callback = Callable[[Record], Any]
+Entering = AbstractContextManager[tuple[Config, Held]]  # of a run's folder
 
 log = logging.getLogger("fedprompt")
 
@@ -59,14 +60,37 @@ def run(
         raise InputError("resume: needs output, the folder of the run to continue")
     if resume and overwrite:
         raise InputError("resume: does not go with overwrite; allowed: one of them")
-    with told_in_one_line(None if output is None else Path(output)), ExitStack() as stack:
-        folder, settings, held = stack.enter_context(_folder(config, output, resume, overwrite))
-        stack.enter_context(told_in_one_line(folder, settings.to_yaml()))
-        with closing(records(settings, folder, local, log.info, held)) as said:
-            stopped = _follow(said, settings.federation.rounds, callbacks)
+    given = os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
+    with told_in_one_line(None if output is None else Path(output)):
+        if resume and output is not None:
+            return _run(Path(output), _resumed(Path(output), config), local, callbacks)
+        settings = settings_from(config)
+
+        def go(folder: Path) -> Run:
+            return _run(folder, new_run(folder, settings, overwrite, given, log.warning), local, callbacks)
+
+        return in_free_folder(settings, go) if output is None else go(Path(output))
+
+
+def _run(folder: Path, entering: Entering, local: bool, callbacks: Sequence[Callback]) -> Run:
+    """Enter a run's folder, and run in it."""
+    with (
+        entering as (settings, held),
+        told_in_one_line(folder, settings.to_yaml()),
+        closing(records(settings, folder, local, log.info, held)) as said,
+    ):
+        stopped = _follow(said, settings.federation.rounds, callbacks)
     finished = load_run(folder)
     finished.stopped = stopped
     return finished
+
+
+def _resumed(folder: Path, config: Any) -> Entering:
+    """What enters the folder of a run that continues."""
+    if config is not None and not isinstance(config, Mapping):
+        raise InputError("resume: takes its settings from the folder; allowed as config: a dict of what changes")
+    overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(config or {}, "")]
+    return resumed_run(folder, None, overrides, log.warning)
 
 
 def records(
@@ -125,28 +149,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return [_plain(one) for one in value] if isinstance(value, (list, tuple, np.ndarray)) else value
-
-
-@contextmanager
-def _folder(
-    config: Any, output: str | os.PathLike[str] | None, resume: bool, overwrite: bool
-) -> Iterator[tuple[Path, Config, Held]]:
-    """Hold the run's folder, with its configuration."""
-    given = os.fspath(config) if isinstance(config, (str, os.PathLike)) else None
-    if resume and output is not None:
-        if given is not None or isinstance(config, Config):
-            raise InputError("resume: takes its settings from the folder; allowed as config: a dict of what changes")
-        overrides = [f"{key}={json.dumps(value)}" for key, value in _leaves(config or {}, "")]
-        with resumed_run(Path(output), None, overrides, log.warning) as (settings, held):
-            yield Path(output), settings, held
-        return
-    settings = settings_from(config)
-    if output is None:
-        with new_run_anywhere(settings, given, log.warning) as entered:
-            yield entered
-        return
-    with new_run(Path(output), settings, overwrite, given, log.warning) as (settings, held):
-        yield Path(output), settings, held
 
 
 def _follow(said: Iterator[Record], rounds: int, callbacks: Sequence[Callback]) -> bool:

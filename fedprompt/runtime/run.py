@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fedprompt.config.parsing import load
 from fedprompt.config.schema import Config
@@ -27,6 +27,7 @@ from fedprompt.runtime.pool import InProcessPool
 from fedprompt.tracking.files import write_atomic
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 COMMAND = "fedprompt run"
 PERSONALIZED = "personalize"
@@ -75,21 +76,15 @@ def new_run(
         forget(output)
 
 
-@contextmanager
-def new_run_anywhere(
-    config: Config, given: str | None = None, say: Say = lambda line: None
-) -> Iterator[tuple[Path, Config, Held]]:
-    """As ``new_run``, in a new folder below ``runs/``, which is the first of what is yielded."""
-    with ExitStack() as stack:
-        while True:
-            free = default_output(config)
-            try:
-                settings, held = stack.enter_context(new_run(free, config, False, given, say))
-                break
-            except InUse as refused:  # another run of this second was quicker to take that name
-                if refused.place != str(free):
-                    raise
-        yield free, settings, held
+def in_free_folder(config: Config, go: Callable[[Path], T]) -> T:
+    """Call ``go`` with a new folder below ``runs/``, with another where a run of this second was quicker to take it."""
+    while True:
+        free = default_output(config)
+        try:
+            return go(free)
+        except InUse as refused:
+            if refused.place != str(free):
+                raise
 
 
 @contextmanager
