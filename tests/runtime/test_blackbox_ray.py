@@ -168,7 +168,7 @@ def test_without_a_web_server_the_command_says_what_to_install(monkeypatch, caps
 
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setitem(sys.modules, "starlette.requests", None)
-    for package, module in (("fedprompt.blackbox", "endpoint"), ("fedprompt.runtime", "http_service")):
+    for package, module in (("fedprompt.blackbox", "endpoint"), ("fedprompt.runtime.serving", "http_service")):
         monkeypatch.delitem(sys.modules, f"{package}.{module}", raising=False)  # else it is not imported again
         monkeypatch.delattr(sys.modules[package], module, raising=False)
     with pytest.raises(SystemExit) as end:
